@@ -1,0 +1,1 @@
+"""The networks. They return tensors and do not import each other."""
