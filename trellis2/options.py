@@ -70,7 +70,9 @@ class GenerateOptions:
     """
 
     seed: int = _option(42, int, "Random seed. The same picture, options and seed give the same asset.")
-    randomize_seed: bool = _option(False, bool, "Ignore the seed above and draw a new one; it is reported back.")
+    randomize_seed: bool = _option(
+        False, bool, "Ignore the seed above and draw a new one; it is reported back."
+    )
     preprocess_image: bool = _option(
         True, bool, "Remove the background and crop to the object. Off: the picture is used as it is."
     )
@@ -114,14 +116,22 @@ class GenerateOptions:
     alpha_mode: str = _extra(
         "auto", str, "glTF alpha mode of the model; auto decides from the baked alpha.", choices=ALPHA_MODES
     )
-    video_resolution: int = _extra(1024, int, "Width and height of one video panel in pixels (even).", ge=64, le=2048)
-    video_frames: int = _extra(120, int, "Frames of the turntable, which turns once at 15 frames a second.", ge=1, le=720)
+    video_resolution: int = _extra(
+        1024, int, "Width and height of one video panel in pixels (even).", ge=64, le=2048
+    )
+    video_frames: int = _extra(
+        120, int, "Frames of the turntable, which turns once at 15 frames a second.", ge=1, le=720
+    )
     video_environment: str = _extra("studio", str, "Light of the turntable.", choices=ENVIRONMENTS)
     video_panels: bool = _extra(
         False, bool, "Show normal, base colour, metallic, roughness and alpha beside the shaded view."
     )
     max_num_tokens: int = _extra(
-        49152, int, "Upper bound of tokens in a cascade; above it the resolution falls by 128 at a time.", ge=1024, le=1048576
+        49152,
+        int,
+        "Upper bound of tokens in a cascade; above it the resolution falls by 128 at a time.",
+        ge=1024,
+        le=1048576,
     )
     sparse_structure_guidance_rescale: float | None = _extra(None, float, _RESCALE, ge=0.0, le=1.0)
     sparse_structure_guidance_interval: tuple[float, float] | None = _extra(None, "interval", _INTERVAL)
