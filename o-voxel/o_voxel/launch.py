@@ -1,0 +1,93 @@
+"""Running Warp kernels on torch tensors: one kernel source for CPU and CUDA.
+
+A launch on the CPU runs in one thread but releases the interpreter lock, so the work is split over as many
+Python threads as torch uses. Kernels therefore take the index of their first item, and write only to what
+belongs to their own items.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+# Type checkers cannot follow Warp's kernel language: to them it is all Any.
+if TYPE_CHECKING:
+    _Function = TypeVar("_Function")
+
+    def kernel(body: _Function) -> _Function: ...
+    def func(body: _Function) -> _Function: ...
+
+    wp: Any
+    Ints = Any
+    Int64s = Any
+    Floats = Any
+    Vec2s = Any
+    Vec3s = Any
+    Triangles = Any
+    Vec3 = Any
+    Vec3i = Any
+    MeshId = Any
+else:
+    import warp as wp
+
+    kernel = wp.kernel
+    func = wp.func
+    Vec3 = wp.vec3
+    Vec3i = wp.vec3i
+    MeshId = wp.uint64
+    Ints = wp.array(dtype=wp.int32)
+    Int64s = wp.array(dtype=wp.int64)
+    Floats = wp.array(dtype=wp.float32)
+    Vec2s = wp.array(dtype=wp.vec2)
+    Vec3s = wp.array(dtype=wp.vec3)
+    Triangles = wp.array(dtype=wp.vec3i)
+
+if hasattr(wp.config, "log_level"):
+    wp.config.log_level = wp.LOG_WARNING
+else:  # Warp before 1.19
+    wp.config.quiet = True
+wp.config.enable_backward = False
+wp.init()
+
+_SMALLEST_SHARE = 2048
+
+
+def shared(tensor: Tensor, dtype: Any) -> Any:
+    """The contiguous ``tensor`` as a Warp array of ``dtype`` over the same memory."""
+    return wp.from_torch(tensor, dtype=dtype)
+
+
+def launch(body: Any, count: int, arguments: list[Any], device: torch.device) -> None:
+    """Run kernel ``body(first, *arguments)`` for ``count`` items; an item's index is ``first + wp.tid()``."""
+    if count == 0:
+        return
+    target = wp.device_from_torch(device)
+    if device.type == "cuda":
+        with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device))):
+            wp.launch(body, dim=count, inputs=[0, *arguments], device=target)
+        return
+
+    # Only the launches run side by side: compiling is for one thread.
+    body.module.load(target)
+    split_over_threads(
+        lambda first, last: wp.launch(body, dim=last - first, inputs=[first, *arguments], device=target),
+        count,
+        smallest=_SMALLEST_SHARE,
+    )
+
+
+def split_over_threads(body: Callable[[int, int], Any], count: int, *, smallest: int = 1) -> None:
+    """Call ``body(first, last)`` on parts of ``range(count)`` side by side, each of ``smallest`` or more."""
+    threads = max(1, min(torch.get_num_threads(), count // smallest))
+    if threads == 1:
+        body(0, count)
+        return
+    bounds = [count * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(body, a, b) for a, b in itertools.pairwise(bounds)]:
+            future.result()
