@@ -1,0 +1,84 @@
+"""Neighbour lookup and submanifold convolution against dense truth and recorded tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_cases import golden_cases, load_golden, relative_l2
+from o_voxel.conv import submanifold_conv3d, submanifold_conv3d_reference
+from o_voxel.lookup import neighbor_map, voxel_rows
+from torch import Tensor
+
+
+def random_coords(seed: int, size: int = 6, batch: int = 2, density: float = 0.4) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(batch, size, size, size, generator=generator) < density).nonzero().int()
+
+
+def test_rows_of_known_voxels() -> None:
+    coords = torch.tensor([[0, 5, 0, 2], [1, 0, 0, 0], [0, 5, 1, 2]], dtype=torch.int32)
+    queries = torch.tensor([[0, 5, 1, 2], [0, 0, 0, 0], [1, 0, 0, 0], [0, 5, -1, 2], [0, 5, 0, 99]])
+    assert voxel_rows(coords, queries).tolist() == [2, -1, 1, -1, -1]
+
+
+def test_rows_do_not_overflow_at_2048() -> None:
+    coords = torch.tensor([[7, 2047, 2047, 2047], [0, 0, 0, 0]], dtype=torch.int32)
+    assert voxel_rows(coords, coords).tolist() == [0, 1]
+    assert neighbor_map(coords)[:, 13].tolist() == [0, 1]
+    assert (neighbor_map(coords) >= 0).sum() == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbor_map_equals_lookup_of_each_offset(seed: int) -> None:
+    coords = random_coords(seed)
+    neighbors = neighbor_map(coords)
+    for column in range(27):
+        step = torch.tensor([0, column // 9 - 1, column // 3 % 3 - 1, column % 3 - 1], dtype=torch.int32)
+        assert torch.equal(neighbors[:, column].long(), voxel_rows(coords, coords + step))
+
+
+def test_empty_grid() -> None:
+    coords = torch.zeros(0, 4, dtype=torch.int32)
+    assert neighbor_map(coords).shape == (0, 27)
+    assert voxel_rows(coords, torch.zeros(2, 4, dtype=torch.int32)).tolist() == [-1, -1]
+    out = submanifold_conv3d(torch.zeros(0, 2), neighbor_map(coords), torch.zeros(3, 3, 3, 3, 2), torch.zeros(3))
+    assert out.shape == (0, 3)
+
+
+@pytest.mark.parametrize("convolve", [submanifold_conv3d, submanifold_conv3d_reference])
+def test_convolution_equals_dense(convolve: type[submanifold_conv3d]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    coords = random_coords(4)
+    feats = torch.randn(len(coords), 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 3, 3, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(5, generator=generator, dtype=torch.float64)
+    dense = torch.zeros(2, 3, 6, 6, 6, dtype=torch.float64)
+    b, x, y, z = coords.long().unbind(1)
+    dense[b, :, x, y, z] = feats
+    expected = F.conv3d(dense, weight.permute(0, 4, 1, 2, 3), bias, padding=1)[b, :, x, y, z]
+    torch.testing.assert_close(convolve(feats, neighbor_map(coords), weight, bias), expected)
+
+
+@pytest.mark.parametrize("path", golden_cases("sparse_conv"))
+def test_convolution_golden(path: Path) -> None:
+    meta, tensors = load_golden(path)
+    neighbors = neighbor_map(tensors["coords"])
+    out = submanifold_conv3d(tensors["x"], neighbors, tensors["weight"], tensors["bias"])
+    assert relative_l2(out, tensors["out"]) <= meta["tol"]["rel_l2"]
+
+
+def test_bad_shapes_are_named() -> None:
+    coords = torch.zeros(1, 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match="coords must be"):
+        neighbor_map(torch.zeros(1, 3, dtype=torch.int32))
+    with pytest.raises(ValueError, match="queries must be"):
+        voxel_rows(coords, torch.zeros(1, 4))
+    good = (torch.zeros(1, 2), neighbor_map(coords), torch.zeros(3, 3, 3, 3, 2), torch.zeros(3))
+    for index, name in enumerate(("feats", "neighbors", "weight", "bias")):
+        bad = list(good)
+        bad[index] = torch.zeros(2, 2, 2)
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            submanifold_conv3d(*bad)

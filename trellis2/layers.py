@@ -1,0 +1,84 @@
+"""What several model families share: norms in float32, rotary positions, attention over packed tokens.
+
+Tokens are packed: all tokens of a batch stand in one (T, C) tensor, ``lengths`` says how many belong to each item.
+Parameters keep the names and layouts of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from o_voxel.conv import submanifold_conv3d
+from torch import Tensor, nn
+
+
+class LayerNorm32(nn.LayerNorm):
+    """Layer norm computed in float32, whatever comes in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).to(input.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Per-head norm of queries and keys: unit length times sqrt(head_dim) times ``gamma`` (heads, head_dim)."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(heads, head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = F.normalize(x.float(), dim=-1)
+        return (unit * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)
+
+
+class SparseConv3d(nn.Module):
+    """Submanifold 3x3x3 convolution. ``weight`` (out, 3, 3, 3, in), ``bias`` (out,)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, 3, 3, 3, channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, feats: Tensor, neighbors: Tensor) -> Tensor:
+        return submanifold_conv3d(feats, neighbors, self.weight, self.bias)
+
+
+def rotary_phases(coords: Tensor, head_dim: int, freq: tuple[float, float]) -> Tensor:
+    """Rotary position phases in three dimensions (RoFormer, Su et al. 2021).
+
+    coords: (T, 3). A third of the head's channel pairs turns with each axis; what is left over does not turn.
+    ``freq``: (highest frequency, ratio of highest to lowest).  Returns (T, head_dim / 2) complex64.
+    """
+    pairs = head_dim // 2 // 3
+    scale = torch.arange(pairs, dtype=torch.float32, device=coords.device) / pairs
+    frequencies = freq[0] / freq[1] ** scale
+    angles = (coords.float()[:, :, None] * frequencies).flatten(1)
+    angles = F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, phases: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs of ``x`` (T, H, D) by ``phases`` (T, D / 2), in float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * phases[:, None]).flatten(-2).to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:
+    """Full softmax attention inside each batch item.
+
+    q: (Tq, H, D); k, v: (Tk, H, D), packed with the given lengths.  Returns (Tq, H, D).
+    """
+    items = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in item))[0].transpose(0, 1)
+        for item in zip(q.split(list(q_lengths)), k.split(list(k_lengths)), v.split(list(k_lengths)), strict=True)
+    ]
+    return items[0] if len(items) == 1 else torch.cat(items)
+
+
+def set_torso_dtype(torso: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of all matrix products under ``torso``; norms and modulation stay float32."""
+    for module in torso.modules():
+        if isinstance(module, (nn.Linear, nn.Conv3d, SparseConv3d)):
+            module.to(dtype)

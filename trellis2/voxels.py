@@ -1,0 +1,106 @@
+"""Sparse voxels: where they are (Grid) and what they carry (Voxels).
+
+What can be derived from the coordinates alone is computed once per Grid and kept with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from o_voxel.lookup import neighbor_map
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Active voxels of a batch. ``coords`` (N, 4) int32 [batch, x, y, z], sorted by batch, no row twice."""
+
+    coords: Tensor
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of voxels of each batch item."""
+        if not len(self):
+            return ()
+        return tuple(torch.bincount(self.coords[:, 0]).tolist())
+
+    @cached_property
+    def neighbors(self) -> Tensor:
+        """(N, 27) int32 rows of the 3x3x3 neighbourhood, see ``o_voxel.lookup.neighbor_map``."""
+        return neighbor_map(self.coords)
+
+    def item(self, batch: int) -> slice:
+        """Rows of one batch item."""
+        start = sum(self.lengths[:batch])
+        return slice(start, start + self.lengths[batch])
+
+    def subdivide(self, keep: Tensor) -> Refinement:
+        """Split voxels in two along each axis.
+
+        keep: (N, 8) bool, child x + 2y + 4z of each voxel.  Children stand in the order of their parents.
+        """
+        parent, child = keep.nonzero().unbind(dim=1)
+        coords = self.coords[parent]
+        coords[:, 1:] = coords[:, 1:] * 2 + _child_offsets(child)
+        return Refinement(self, Grid(coords), parent, child)
+
+    @cached_property
+    def coarser(self) -> Refinement:
+        """The grid of half the resolution that covers this one, its rows in lexicographic order."""
+        halved = self.coords.long()
+        child = (halved[:, 1:] % 2 * torch.tensor([1, 2, 4], device=halved.device)).sum(dim=1)
+        halved[:, 1:] //= 2
+        extent = (halved.amax(dim=0) + 1).tolist() if len(self) else [1] * 4
+        keys = halved[:, 0]
+        for axis in (1, 2, 3):
+            keys = keys * extent[axis] + halved[:, axis]
+        keys, parent = keys.unique(return_inverse=True)
+        columns = []
+        for axis in (3, 2, 1):
+            columns.append(keys % extent[axis])
+            keys = keys // extent[axis]
+        coords = torch.stack([keys, *reversed(columns)], dim=1).int()
+        return Refinement(Grid(coords), self, parent, child)
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """One step between two resolutions: fine voxel i is child ``child[i]`` of coarse voxel ``parent[i]``."""
+
+    coarse: Grid
+    fine: Grid
+    parent: Tensor  # (N fine,) int64
+    child: Tensor  # (N fine,) int64, x + 2y + 4z
+
+    def to_fine(self, feats: Tensor) -> Tensor:
+        """(N coarse, 8 C) -> (N fine, C): each child takes its share of its parent's channels."""
+        return feats.reshape(len(self.coarse) * 8, -1)[self.parent * 8 + self.child]
+
+    def to_coarse(self, feats: Tensor) -> Tensor:
+        """(N fine, C) -> (N coarse, 8 C): children side by side, zeros for missing ones."""
+        out = feats.new_zeros(len(self.coarse) * 8, feats.shape[1])
+        out[self.parent * 8 + self.child] = feats
+        return out.reshape(len(self.coarse), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Voxels:
+    """Features on a grid. ``feats`` (N, C)."""
+
+    feats: Tensor
+    grid: Grid
+
+
+def full_grid(resolution: int, batch: int, device: torch.device) -> Grid:
+    """All voxels of ``batch`` cubes of ``resolution``^3, z fastest."""
+    axes = [torch.arange(n, dtype=torch.int32, device=device) for n in (batch, *[resolution] * 3)]
+    return Grid(torch.cartesian_prod(*axes))
+
+
+def _child_offsets(child: Tensor) -> Tensor:
+    return torch.stack([child & 1, child >> 1 & 1, child >> 2], dim=1).int()
