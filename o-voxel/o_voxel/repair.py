@@ -1,0 +1,240 @@
+"""Cleaning of triangle meshes.
+
+Every function takes vertices (V, 3) float32 and faces (F, 3) int32 and returns such a pair, on the same device.
+Bad meshes (NaN, indices out of range, wrong shapes) raise ValueError naming the argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
+from torch import Tensor
+
+from .checks import check_mesh
+
+# A component whose volume is this small a part of area^1.5 has no inside (a sphere has 0.094).
+_FLAT = 1e-3
+
+
+def fill_holes(vertices: Tensor, faces: Tensor, max_hole_perimeter: float = 0.03) -> tuple[Tensor, Tensor]:
+    """Close boundary loops shorter than ``max_hole_perimeter`` with a fan around their centre.
+
+    Which loops count is as in CuMesh.fill_holes: edges of one face, chained over the vertices that have two of
+    them and touch no edge of three or more faces; a chain is a loop if it is closed. New vertices (the mean of
+    the edges' midpoints) and faces are appended in the order of the loops' smallest edges. Unlike there, each
+    new face is wound like its neighbour.
+    """
+    check_mesh(vertices, faces)
+    edges = _edges(faces, len(vertices))
+    rim = torch.nonzero(edges.counts == 1)[:, 0]
+    half = edges.order[edges.offsets[rim]]
+    start, end = faces.reshape(-1)[half].long(), faces[:, [1, 2, 0]].reshape(-1)[half].long()
+
+    ends = torch.cat([start, end])
+    owner = torch.arange(len(rim), device=faces.device).repeat(2)
+    simple = torch.bincount(ends, minlength=len(vertices)) == 2
+    simple[edges.ends[edges.counts > 2].reshape(-1)] = False
+    by_vertex = torch.argsort(ends, stable=True)
+    pairs = owner[by_vertex[simple[ends[by_vertex]]]].reshape(-1, 2)
+    loops, loop = _components(pairs, len(rim))
+
+    # A closed chain meets each of its vertices at least twice.
+    visits = torch.unique(ends * loops + loop.repeat(2), return_counts=True)
+    closed = torch.ones(loops, dtype=torch.bool, device=faces.device)
+    closed[visits[0][visits[1] < 2] % max(loops, 1)] = False
+    length = (vertices[end] - vertices[start]).norm(dim=1).double()
+    perimeter = torch.zeros(loops, dtype=torch.float64, device=faces.device).index_add_(0, loop, length)
+    chosen = closed & (perimeter < max_hole_perimeter)
+
+    number = torch.cumsum(chosen, 0) - 1
+    used = chosen[loop]
+    start, end, loop = start[used], end[used], number[loop[used]]
+    count = int(chosen.sum())
+    # In float64, where the order of a parallel sum does not reach the float32 that is kept.
+    centres = torch.zeros((count, 3), dtype=torch.float64, device=vertices.device)
+    centres.index_add_(0, loop, (vertices[start] + vertices[end]).double() / 2)
+    centres /= torch.bincount(loop, minlength=count)[:, None]
+    by_loop = torch.argsort(loop, stable=True)
+    fans = torch.stack([end, start, loop + len(vertices)], dim=1)[by_loop]
+    return torch.cat([vertices, centres.to(vertices.dtype)]), torch.cat([faces, fans.to(faces.dtype)])
+
+
+def remove_duplicate_faces(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the first of all faces on the same three vertices, whatever their winding; drop unused vertices."""
+    check_mesh(vertices, faces)
+    low, middle, high = torch.sort(faces.long(), dim=1).values.unbind(1)
+    order = torch.argsort(high, stable=True)
+    key = (low * len(vertices) + middle)[order]
+    by_key = torch.argsort(key, stable=True)
+    order, key = order[by_key], key[by_key]
+    repeated = torch.zeros(len(faces), dtype=torch.bool, device=faces.device)
+    repeated[order[1:]] = (key[1:] == key[:-1]) & (high[order[1:]] == high[order[:-1]])
+    return _compact(vertices, faces[~repeated])
+
+
+def remove_degenerate_faces(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop faces that use a vertex twice or have no area (below 1e-12 of the longest edge squared)."""
+    check_mesh(vertices, faces)
+    a, b, c = vertices.double()[faces.long()].unbind(1)
+    longest = torch.stack([((p - q) ** 2).sum(1) for p, q in ((a, b), (b, c), (c, a))]).amax(0)
+    area = torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
+    distinct = (faces != faces[:, [1, 2, 0]]).all(dim=1)
+    return _compact(vertices, faces[distinct & (area > 1e-12 * longest)])
+
+
+def repair_non_manifold_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the mesh open along edges of three or more faces and at vertices where fans of faces merely touch.
+
+    Corners stay one vertex where faces are joined by an edge of exactly two faces; every other meeting gets its
+    own copy of the vertex, as in CuMesh.repair_non_manifold_edges.
+    """
+    check_mesh(vertices, faces)
+    flat = faces.reshape(-1).long()
+    one, other = _edges(faces, len(vertices)).manifold_pairs()
+    aligned = flat[one] == flat[other]
+    one_end, other_end = _next_corner(one), _next_corner(other)
+    pairs = torch.cat(
+        [
+            torch.stack([one, torch.where(aligned, other, other_end)], 1),
+            torch.stack([one_end, torch.where(aligned, other_end, other)], 1),
+        ]
+    )
+    count, label = _components(pairs, len(flat))
+    source = torch.empty(count, dtype=torch.int64, device=faces.device)
+    source[label] = flat
+    return vertices[source], label.reshape(-1, 3).to(faces.dtype)
+
+
+def remove_small_components(vertices: Tensor, faces: Tensor, min_area: float) -> tuple[Tensor, Tensor]:
+    """Drop pieces (faces joined by edges of exactly two faces) whose area is below ``min_area``."""
+    check_mesh(vertices, faces)
+    count, piece = _components(_neighbours(faces, len(vertices)), len(faces))
+    areas = torch.zeros(count, dtype=torch.float64, device=faces.device)
+    areas.index_add_(0, piece, _normals(vertices, faces).norm(dim=1).double() / 2)
+    return _compact(vertices, faces[areas[piece] >= min_area])
+
+
+def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Wind all faces of a piece alike, outwards: so that its signed volume is positive.
+
+    Pieces that enclose nothing keep the winding that most of their area has.
+    """
+    check_mesh(vertices, faces)
+    if not len(faces):
+        return vertices, faces
+    pairs = _neighbours(faces, len(vertices))
+    count, piece = _components(pairs, len(faces))
+    flipped = _flips_along_tree(faces, pairs, count, piece)
+    normals = _normals(vertices, faces).double()
+    normals[flipped] *= -1
+    corners = vertices.double()[faces.long()]
+    area = normals.norm(dim=1) / 2
+
+    def total(values: Tensor) -> Tensor:
+        out = torch.zeros((count, *values.shape[1:]), dtype=torch.float64, device=faces.device)
+        return out.index_add_(0, piece, values)
+
+    piece_area = total(area)
+    middle = corners.mean(dim=1)
+    centre = total(middle * area[:, None]) / piece_area.clamp_min(1e-300)[:, None]
+    volume = total(((middle - centre[piece]) * normals).sum(1)) / 6
+    kept_area = total(torch.where(flipped, -area, area))
+    flat = volume.abs() < _FLAT * piece_area**1.5
+    inside_out = torch.where(flat, kept_area < 0, volume < 0)
+    flipped = flipped ^ inside_out[piece]
+    return vertices, torch.where(flipped[:, None], faces[:, [0, 2, 1]], faces)
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Undirected edges in the order of (smaller vertex, larger vertex).
+
+    ends (E, 2); counts (E,): faces at each; order (3F,): half-edges 3 * face + corner grouped by edge;
+    offsets (E,): where an edge's group begins.
+    """
+
+    ends: Tensor
+    counts: Tensor
+    order: Tensor
+    offsets: Tensor
+
+    def manifold_pairs(self) -> tuple[Tensor, Tensor]:
+        """Both half-edges of each edge that has exactly two."""
+        begin = self.offsets[self.counts == 2]
+        return self.order[begin], self.order[begin + 1]
+
+
+def _edges(faces: Tensor, vertex_count: int) -> _Edges:
+    start, end = faces.reshape(-1).long(), faces[:, [1, 2, 0]].reshape(-1).long()
+    keys, order = torch.sort(torch.minimum(start, end) * vertex_count + torch.maximum(start, end), stable=True)
+    keys, counts = torch.unique_consecutive(keys, return_counts=True)
+    ends = torch.stack([keys // max(vertex_count, 1), keys % max(vertex_count, 1)], dim=1)
+    return _Edges(ends, counts, order, torch.cumsum(counts, 0) - counts)
+
+
+def _next_corner(half_edge: Tensor) -> Tensor:
+    return half_edge - half_edge % 3 + (half_edge + 1) % 3
+
+
+def _components(pairs: Tensor, count: int) -> tuple[int, Tensor]:
+    """Connected components of ``count`` nodes, numbered by their smallest node: (how many, label of each node)."""
+    if count == 0:
+        return 0, torch.empty(0, dtype=torch.int64, device=pairs.device)
+    number, label = connected_components(_graph(pairs.cpu().numpy(), count), directed=False)
+    _, first, label = np.unique(label, return_index=True, return_inverse=True)
+    rank = np.empty(number, dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(number)
+    return int(number), torch.from_numpy(rank[label]).to(pairs.device)
+
+
+def _graph(pairs: np.ndarray, count: int) -> coo_array:
+    ones = np.ones(len(pairs), dtype=np.int8)
+    return coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count)).tocsr()
+
+
+def _neighbours(faces: Tensor, vertex_count: int) -> Tensor:
+    """Pairs (M, 2) of faces that share an edge with nobody else."""
+    return torch.stack(_edges(faces, vertex_count).manifold_pairs(), dim=1) // 3
+
+
+def _flips_along_tree(faces: Tensor, pairs: Tensor, count: int, piece: Tensor) -> Tensor:
+    """Which faces to flip so that each of ``count`` pieces is wound like its first face."""
+    total = len(faces)
+    roots = torch.full((count,), total, device=faces.device)
+    roots.scatter_reduce_(0, piece, torch.arange(total, device=faces.device), "amin")
+    # One extra node above all roots makes a single tree of the whole mesh.
+    pairs = torch.cat([pairs, torch.stack([torch.full_like(roots, total), roots], dim=1)])
+    _, parents = breadth_first_order(_graph(pairs.cpu().numpy(), total + 1), total, directed=False)
+    parent = torch.from_numpy(parents).long().to(faces.device)
+    parent[roots] = roots
+    parent = parent[:total]
+
+    mine, theirs = faces, faces[parent]
+    odd = torch.zeros(total, dtype=torch.bool, device=faces.device)
+    for i in range(3):
+        for j in range(3):
+            odd |= (mine[:, i] == theirs[:, j]) & (mine[:, (i + 1) % 3] == theirs[:, (j + 1) % 3])
+    odd[roots] = False
+    # Doubling: after k rounds each face knows its parity against the ancestor 2^k steps up.
+    while not torch.equal(parent, parent[parent]):
+        odd = odd ^ odd[parent]
+        parent = parent[parent]
+    return odd
+
+
+def _normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Face normals, twice as long as the face's area."""
+    a, b, c = vertices[faces.long()].unbind(1)
+    return torch.linalg.cross(b - a, c - a)
+
+
+def _compact(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """The same mesh without vertices that no face uses."""
+    used = torch.zeros(len(vertices), dtype=torch.bool, device=vertices.device)
+    used[faces.reshape(-1).long()] = True
+    number = torch.cumsum(used, 0) - 1
+    return vertices[used], number[faces.long()].to(faces.dtype)
