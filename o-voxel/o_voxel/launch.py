@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Vec2s = Any
     Vec3s = Any
     Triangles = Any
+    Vec2d = Any
     Vec3 = Any
     Vec3i = Any
     MeshId = Any
@@ -37,6 +38,7 @@ else:
 
     kernel = wp.kernel
     func = wp.func
+    Vec2d = wp.vec2d
     Vec3 = wp.vec3
     Vec3i = wp.vec3i
     MeshId = wp.uint64
@@ -62,8 +64,11 @@ def shared(tensor: Tensor, dtype: Any) -> Any:
     return wp.from_torch(tensor, dtype=dtype)
 
 
-def launch(body: Any, count: int, arguments: list[Any], device: torch.device) -> None:
-    """Run kernel ``body(first, *arguments)`` for ``count`` items; an item's index is ``first + wp.tid()``."""
+def launch(body: Any, count: int, arguments: list[Any], device: torch.device, *, together: int = 1) -> None:
+    """Run kernel ``body(first, *arguments)`` for ``count`` items; an item's index is ``first + wp.tid()``.
+
+    On a CPU, ``together`` items in a row (from a multiple of it) run one after the other in one thread.
+    """
     if count == 0:
         return
     target = wp.device_from_torch(device)
@@ -74,11 +79,12 @@ def launch(body: Any, count: int, arguments: list[Any], device: torch.device) ->
 
     # Only the launches run side by side: compiling is for one thread.
     body.module.load(target)
-    split_over_threads(
-        lambda first, last: wp.launch(body, dim=last - first, inputs=[first, *arguments], device=target),
-        count,
-        smallest=_SMALLEST_SHARE,
-    )
+
+    def run(first: int, last: int) -> None:
+        first, last = first * together, min(last * together, count)
+        wp.launch(body, dim=last - first, inputs=[first, *arguments], device=target)
+
+    split_over_threads(run, -(-count // together), smallest=-(-_SMALLEST_SHARE // together))
 
 
 def split_over_threads(body: Callable[[int, int], Any], count: int, *, smallest: int = 1) -> None:
