@@ -1,0 +1,403 @@
+"""Pictures of an asset: ray-cast depth layers, materials from voxels, image-based light.
+
+Takes the place of the original's ``PbrMeshRenderer`` and ``render_video``, with the same meaning of every channel.
+Cameras follow OpenCV: x right, y down, z forward; intrinsics are in units of the picture's width and height.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from o_voxel.rays import Hits, RayMesh
+from o_voxel.sample import grid_sample_3d
+from torch import Tensor
+
+from . import environment as light
+from .environment import Environment
+from .errors import InputError
+from .mesh import ALPHA, BASE_COLOR, MATERIAL_CHANNELS, METALLIC, ROUGHNESS, Asset
+from .progress import OnStep, ignore_step
+
+_OPAQUE = 1 - 1 / 512  # no layer behind this much coverage can change an 8-bit picture
+_NO_DEPTH = 1e10
+_LAYERS = 8
+
+_OCCLUSION_RADIUS = 0.1
+_OCCLUSION_INTENSITY = 1.5
+_OCCLUSION_BIAS = 1e-6
+_OCCLUSION_SAMPLES = 16  # of each pixel; every pixel of a tile has its own
+_OCCLUSION_TILE = 4
+
+_ORBIT_RADIUS, _ORBIT_FOV = 2.0, 40.0
+_CONTRAST = 10 / 255  # neighbours that differ by more are edges to smooth
+_SUBPIXELS = ((-1 / 8, -3 / 8), (3 / 8, -1 / 8), (1 / 8, 3 / 8), (-3 / 8, 1 / 8))  # a rotated grid
+_BACKDROP = (0.93, 0.72)  # grey of the turntable's background at the middle and in the corners
+
+
+@dataclass(frozen=True)
+class Camera:
+    """world_to_camera (4, 4) float32; intrinsics (3, 3) float32, normalised: the centre of the picture is 0.5."""
+
+    world_to_camera: Tensor
+    intrinsics: Tensor
+
+
+def orbit_camera(yaw: float, pitch: float, radius: float, fov_degrees: float) -> Camera:
+    """Camera at ``radius`` from the origin that looks at it with z up; angles in radians.
+
+    It stands at (sin yaw cos pitch, cos yaw cos pitch, sin pitch) * radius, as in the original. The field of
+    view is that of the full width and height. |pitch| must stay below pi / 2.
+    """
+    backward = [math.sin(yaw) * math.cos(pitch), math.cos(yaw) * math.cos(pitch), math.sin(pitch)]
+    forward = -torch.tensor(backward, dtype=torch.float64)
+    right = torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    right = right / right.norm()
+    world_to_camera = torch.eye(4, dtype=torch.float64)
+    world_to_camera[:3, :3] = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    world_to_camera[2, 3] = radius
+    focal = 0.5 / math.tan(math.radians(fov_degrees) / 2)
+    intrinsics = torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
+    return Camera(world_to_camera.float(), intrinsics)
+
+
+def turntable_camera(frame: int, frames: int) -> Camera:
+    """The original's camera path: one turn at distance 2 with a wave in pitch. Frame ``frames`` is frame 0 again."""
+    turn = 2 * math.pi * frame / frames
+    return orbit_camera(math.pi / 2 - turn, 0.25 + 0.5 * math.sin(turn), _ORBIT_RADIUS, _ORBIT_FOV)
+
+
+def render(
+    asset: Asset,
+    camera: Camera,
+    environment: Environment | str,
+    *,
+    resolution: int,
+    supersampling: int = 1,
+    layers: int = _LAYERS,
+    ambient_occlusion: bool = True,
+) -> dict[str, Tensor]:
+    """Render one square picture.
+
+    Up to ``layers`` surfaces are composited along each ray, fewer where those in front are opaque.
+    ``supersampling`` renders that many times larger and filters down.
+    Returns float32 tensors in [0, 1] on the asset's device, black where nothing is seen: shaded (3, H, W),
+    tone-mapped (ACES) and gamma-encoded; normal (3, H, W) as (1 - n) / 2 in the camera frame, 0.5 where nothing
+    is seen; base_color (3, H, W), metallic, roughness, alpha and mask (H, W), all of the first surface; clay
+    (H, W), one minus the ambient occlusion.
+    Raises InputError where the mesh has no faces.
+    """
+    scene = _Scene(asset)
+    if isinstance(environment, str):
+        environment = light.environment(environment, scene.device)
+    size = resolution * supersampling
+    seen = _trace(scene, camera, _pixel_centres(size, scene.device), environment, layers)
+    clay = seen.hit.float().view(size, size)
+    if ambient_occlusion:
+        clay = 1 - _occlusion(seen.depth.view(size, size), seen.facing.view(size, size, 3), camera)
+    channels = {
+        "shaded": seen.shaded * clay.view(-1, 1),
+        "normal": 0.5 - 0.5 * seen.normal,
+        "mask": seen.hit[:, None].float(),
+        "base_color": seen.material[:, BASE_COLOR],
+        "metallic": seen.material[:, METALLIC],
+        "roughness": seen.material[:, ROUGHNESS],
+        "alpha": seen.material[:, ALPHA],
+        "clay": clay.view(-1, 1),
+    }
+    result = {}
+    for name, values in channels.items():
+        picture = values.T.reshape(1, -1, size, size)
+        if supersampling > 1:
+            picture = F.interpolate(
+                picture, (resolution, resolution), mode="bilinear", align_corners=False, antialias=True
+            )
+        result[name] = picture[0] if picture.shape[1] == 3 else picture[0, 0]
+    result["shaded"] = _encoded(_tone_mapped(result["shaded"]))
+    return result
+
+
+def turntable(
+    asset: Asset,
+    *,
+    frames: int = 120,
+    resolution: int = 1024,
+    environment: str = "studio",
+    panels: bool = False,
+    on_step: OnStep = ignore_step,
+) -> Iterator[np.ndarray]:
+    """One full turn around the asset, antialiased, over a light grey backdrop; the last frame leads to the first.
+
+    Yields ``frames`` pictures (H, W, 3) uint8: ``resolution`` square, or with ``panels`` twice as wide and one and
+    a half times as high, shaded view and normals above base colour, metallic, roughness and alpha. Sizes are even when
+    ``resolution`` is. ``on_step(frame, frames)`` is called after each frame.
+    Raises InputError where the mesh has no faces or ``environment`` is not one of ``options.ENVIRONMENTS``.
+    """
+    scene = _Scene(asset)
+    lights = light.environment(environment, scene.device)
+    return _frames(scene, lights, frames, resolution, panels, on_step)
+
+
+def _frames(
+    scene: _Scene, lights: Environment, frames: int, resolution: int, panels: bool, on_step: OnStep
+) -> Iterator[np.ndarray]:
+    backdrop = _backdrop(resolution, scene.device)
+    for frame in range(frames):
+        picture = _antialiased(scene, turntable_camera(frame, frames), lights, resolution, backdrop, panels)
+        if panels:
+            picture = _laid_out(picture)
+        pixels = (picture * 255 + 0.5).to(torch.uint8).cpu().numpy()
+        on_step(frame + 1, frames)
+        yield pixels
+
+
+def _antialiased(
+    scene: _Scene, camera: Camera, lights: Environment, size: int, backdrop: Tensor, panels: bool
+) -> Tensor:
+    """Channels (size, size, 3) of one frame over the backdrop (size^2, 1); with ``panels`` twelve, see ``_developed``.
+
+    One ray through each pixel; where the result differs from a neighbour's, the average of four more instead.
+    """
+    centres = _pixel_centres(size, scene.device)
+    seen = _trace(scene, camera, centres, lights, _LAYERS)
+    clay = 1 - _occlusion(seen.depth.view(size, size), seen.facing.view(size, size, 3), camera)
+    picture = _developed(seen, clay.view(-1, 1), backdrop, panels)
+    edges = _edges(picture.view(size, size, -1)).view(-1).nonzero()[:, 0]
+    if len(edges) > 0:
+        # Occlusion is smooth: more rays take their pixel's, or its neighbours' where the pixel sees nothing.
+        solid = (seen.depth < _NO_DEPTH).float().view(1, 1, size, size)
+        nearby = F.avg_pool2d(clay * solid, 3, 1, 1) / F.avg_pool2d(solid, 3, 1, 1).clamp_min(1e-6)
+        clay = torch.where(solid > 0, clay, nearby).view(-1, 1)
+        shifts = torch.tensor(_SUBPIXELS, device=scene.device) / size
+        positions = (centres[edges] + shifts[:, None]).view(-1, 2)
+        repeated = edges.repeat(len(_SUBPIXELS))
+        seen = _trace(scene, camera, positions, lights, _LAYERS)
+        finer = _developed(seen, clay[repeated], backdrop[repeated], panels)
+        picture[edges] = finer.view(len(_SUBPIXELS), len(edges), -1).mean(0)
+    return picture.view(size, size, -1)
+
+
+def _developed(seen: _Seen, clay: Tensor, backdrop: Tensor, panels: bool) -> Tensor:
+    """Display channels over the backdrop: shaded (R, 3); with ``panels`` also normal 3:6, base colour 6:9,
+    metallic 9, roughness 10 and alpha 11."""
+    color = _encoded(_tone_mapped(seen.shaded / seen.coverage.clamp_min(1e-6) * clay))
+    shaded = torch.lerp(backdrop, color, seen.coverage)
+    if not panels:
+        return shaded
+    surface = torch.cat([0.5 - 0.5 * seen.normal, seen.material.clamp(0, 1)], -1)
+    return torch.cat([shaded, torch.where(seen.hit[:, None], surface, backdrop)], -1)
+
+
+def _edges(picture: Tensor) -> Tensor:
+    """Pixels (H, W) bool of a picture (H, W, C) that differ from one of their four neighbours."""
+    down = (picture[1:] - picture[:-1]).abs().amax(-1) > _CONTRAST
+    across = (picture[:, 1:] - picture[:, :-1]).abs().amax(-1) > _CONTRAST
+    marked = torch.zeros(picture.shape[:2], dtype=torch.bool, device=picture.device)
+    marked[1:] |= down
+    marked[:-1] |= down
+    marked[:, 1:] |= across
+    marked[:, :-1] |= across
+    return marked
+
+
+def _backdrop(size: int, device: torch.device) -> Tensor:
+    """Grey (size^2, 1) that falls off from the middle towards the corners."""
+    distance = (_pixel_centres(size, device) - 0.5).square().sum(-1, keepdim=True) * 2
+    middle, corner = _BACKDROP
+    return middle + (corner - middle) * distance
+
+
+def _laid_out(channels: Tensor) -> Tensor:
+    """The panels (H, W, 3) from the channels (size, size, 12) of ``_developed``."""
+    size = channels.shape[0]
+    surface = channels[..., 6:].permute(2, 0, 1)[None]
+    small = F.interpolate(surface, (size // 2, size // 2), mode="area")[0].permute(1, 2, 0)
+    grey = [small[..., k : k + 1].expand(-1, -1, 3) for k in (3, 4, 5)]
+    bottom = torch.cat([small[..., :3], *grey], 1)[: size // 4 * 2]  # an even height, which video needs
+    top = torch.cat([channels[..., :3], channels[..., 3:6]], 1)
+    return torch.cat([top, bottom])
+
+
+class _Scene:
+    """What does not depend on the camera, built once for many pictures."""
+
+    def __init__(self, asset: Asset) -> None:
+        if len(asset.mesh.faces) == 0:
+            raise InputError("The mesh has no faces, so there is nothing to render; generate it with another seed.")
+        self.vertices = asset.mesh.vertices.float()
+        self.device = self.vertices.device
+        self.corners = self.vertices[asset.mesh.faces.long()]
+        edges = self.corners[:, 1:] - self.corners[:, :1]
+        self.normals = F.normalize(torch.linalg.cross(edges[:, 0], edges[:, 1], dim=-1), dim=-1)
+        self.rays = RayMesh(self.vertices, asset.mesh.faces)
+        voxels = asset.material
+        self.attributes = voxels.attrs.float()
+        self.coords = F.pad(voxels.coords, (1, 0))
+        self.shape = [1, MATERIAL_CHANNELS, *(int(n) + 1 for n in voxels.coords.amax(0))]
+        self.origin = torch.tensor(voxels.origin, device=self.device)
+        self.voxel_size = voxels.voxel_size
+
+    def points(self, hits: Hits) -> Tensor:
+        return (self.corners[hits.faces.long()] * hits.barycentric[..., None]).sum(1)
+
+    def material(self, points: Tensor) -> Tensor:
+        """Attributes (P, 6) at points (P, 3)."""
+        where = (points - self.origin) / self.voxel_size
+        return grid_sample_3d(self.attributes, self.coords, self.shape, where[None])[0]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What R rays see.
+
+    shaded (R, 3) is linear and premultiplied by coverage (R, 1). hit (R,), normal (R, 3), in the camera frame and
+    towards the camera, and material (R, 6) belong to the first surface; depth (R,) and facing (R, 3), a normal as
+    well, to the surface that contributes most.
+    """
+
+    shaded: Tensor
+    coverage: Tensor
+    hit: Tensor
+    normal: Tensor
+    material: Tensor
+    depth: Tensor
+    facing: Tensor
+
+
+def _pixel_centres(size: int, device: torch.device) -> Tensor:
+    """Picture positions (size^2, 2) as (x, y) in [0, 1], row by row."""
+    centres = (torch.arange(size, device=device) + 0.5) / size
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([x, y], -1).view(-1, 2)
+
+
+def _trace(scene: _Scene, camera: Camera, positions: Tensor, environment: Environment, layers: int) -> _Seen:
+    """Follow the rays through ``positions`` (R, 2) from surface to surface and composite them."""
+    device = scene.device
+    view, intrinsics = camera.world_to_camera.to(device), camera.intrinsics.to(device)
+    rotation = view[:3, :3]
+    eye = -rotation.T @ view[:3, 3]
+    focal, centre = intrinsics.diagonal()[:2], intrinsics[:2, 2]
+    toward = F.pad((positions - centre) / focal, (0, 1), value=1.0) @ rotation
+    directions = F.normalize(toward, dim=-1)
+    rays = len(positions)
+    seen = _Seen(
+        shaded=torch.zeros(rays, 3, device=device),
+        coverage=torch.zeros(rays, 1, device=device),
+        hit=torch.zeros(rays, dtype=torch.bool, device=device),
+        normal=torch.zeros(rays, 3, device=device),
+        material=torch.zeros(rays, MATERIAL_CHANNELS, device=device),
+        depth=torch.full((rays,), _NO_DEPTH, device=device),
+        facing=torch.zeros(rays, 3, device=device),
+    )
+    heaviest = torch.zeros(rays, 1, device=device)
+    origins = eye.expand(rays, 3)
+    hits = scene.rays.first_hits(origins, directions)
+    active = torch.arange(rays, device=device)
+    for layer in range(layers):
+        kept = hits.faces >= 0
+        if layer > 0:
+            kept &= seen.coverage[active, 0] < _OPAQUE
+        kept = kept.nonzero()[:, 0]
+        active, hits = active[kept], Hits(hits.faces[kept], hits.barycentric[kept], hits.t[kept])
+        if len(active) == 0:
+            break
+        back = -directions[active]
+        normals = scene.normals[hits.faces.long()]
+        normals = torch.where((normals * back).sum(-1, keepdim=True) < 0, -normals, normals)
+        material = scene.material(scene.points(hits))
+        if layer == 0:
+            seen.hit[active] = True
+            seen.normal[active] = normals @ rotation.T
+            seen.material[active] = material
+        clamped = material.clamp(0, 1)
+        color = environment.shade(
+            normals, back, clamped[:, BASE_COLOR] ** 2.2, clamped[:, METALLIC], clamped[:, ROUGHNESS]
+        )
+        weight = (1 - seen.coverage[active]) * clamped[:, ALPHA]
+        nearest = (weight > heaviest[active])[:, 0]
+        chosen = active[nearest]
+        heaviest[chosen] = weight[nearest]
+        seen.facing[chosen] = normals[nearest] @ rotation.T
+        seen.depth[chosen] = hits.t[nearest] * -(back[nearest] @ rotation[2])
+        seen.shaded[active] += weight * color
+        seen.coverage[active] += weight
+        if layer + 1 < layers:
+            open_rays = (seen.coverage[active, 0] < _OPAQUE).nonzero()[:, 0]
+            active = active[open_rays]
+            hits = Hits(hits.faces[open_rays], hits.barycentric[open_rays], hits.t[open_rays])
+            hits = scene.rays.next_hits(origins[active], directions[active], hits)
+    return seen
+
+
+def _occlusion(depth: Tensor, normal: Tensor, camera: Camera) -> Tensor:
+    """Screen-space ambient occlusion (H, W) in [0, 1] of a depth image (H, W) and camera normals (H, W, 3).
+
+    The estimate of the original (points of a hemisphere, nearer ones more often, that lie behind the picture's
+    surface, times 1.5) with a fixed pattern instead of random points: few for each pixel, others for its
+    neighbours in a tile, then an average over the tile that does not cross steps in depth.
+    """
+    height, width = depth.shape
+    device = depth.device
+    covered = (depth < _NO_DEPTH).view(-1).nonzero()[:, 0]
+    row, column = covered // width, covered % width
+    focal, centre = camera.intrinsics.diagonal()[:2].to(device), camera.intrinsics[:2, 2].to(device)
+    flat_depth = depth.view(-1)
+    own_depth = flat_depth[covered]
+    across = torch.stack([(column + 0.5) / width, (row + 0.5) / height], -1)
+    position = torch.cat([(across - centre) / focal * own_depth[:, None], own_depth[:, None]], -1)
+    normals = normal.view(-1, 3)[covered]
+    cell = row % _OCCLUSION_TILE * _OCCLUSION_TILE + column % _OCCLUSION_TILE
+    count = torch.zeros_like(own_depth)
+    for pattern in _occlusion_pattern(device):
+        offset = F.embedding(cell, pattern)
+        offset = offset * (offset * normals).sum(-1, keepdim=True).sign()
+        x, y, z = (position + offset * _OCCLUSION_RADIUS).unbind(-1)
+        inverse = 1 / z.clamp_min(1e-5)
+        u = ((x * inverse * focal[0] + centre[0]) * width).long().clamp(0, width - 1)
+        v = ((y * inverse * focal[1] + centre[1]) * height).long().clamp(0, height - 1)
+        gap = z - flat_depth[v * width + u]
+        count += (gap >= _OCCLUSION_BIAS) & (gap < _OCCLUSION_RADIUS)
+
+    share = torch.zeros_like(flat_depth)
+    share[covered] = count / _OCCLUSION_SAMPLES
+    reach = _OCCLUSION_TILE // 2
+    padding = (reach, reach - 1, reach, reach - 1)
+    wide_share = F.pad(share.view(height, width), padding)
+    wide_depth = F.pad(depth, padding, value=_NO_DEPTH)
+    total, weight = torch.zeros_like(depth), torch.zeros_like(depth)
+    for i in range(_OCCLUSION_TILE):
+        for j in range(_OCCLUSION_TILE):
+            near = (wide_depth[i : i + height, j : j + width] - depth).abs() < 0.25 * _OCCLUSION_RADIUS
+            total += near * wide_share[i : i + height, j : j + width]
+            weight += near
+    occlusion = (total / weight * _OCCLUSION_INTENSITY).clamp(0, 1)
+    return torch.where(depth < _NO_DEPTH, occlusion, 1.0)
+
+
+def _occlusion_pattern(device: torch.device) -> Tensor:
+    """Points (samples, tile cells, 3) of the unit ball, even in direction, with radius u^2 for an even u."""
+    cells = _OCCLUSION_TILE**2
+    total = _OCCLUSION_SAMPLES * cells
+    # An additive sequence in three dimensions (Roberts' R3), even over all and over every tile cell.
+    root = 1.2207440846057596
+    index = torch.arange(total, dtype=torch.float64) + 0.5
+    turn, height, scale = ((index / root**k) % 1 for k in (1, 2, 3))
+    z = 2 * height - 1
+    ring = (1 - z * z).sqrt()
+    angle = 2 * math.pi * turn
+    points = torch.stack([ring * angle.cos(), ring * angle.sin(), z], -1) * (scale**2)[:, None]
+    return points.float().view(_OCCLUSION_SAMPLES, cells, 3).to(device)
+
+
+def _tone_mapped(radiance: Tensor) -> Tensor:
+    """ACES curve in Narkowicz' fit, from linear radiance to linear [0, 1]."""
+    return (radiance * (2.51 * radiance + 0.03) / (radiance * (2.43 * radiance + 0.59) + 0.14)).clamp(0, 1)
+
+
+def _encoded(linear: Tensor) -> Tensor:
+    return linear.clamp(0, 1) ** (1 / 2.2)
