@@ -20,5 +20,7 @@ def fill_gaps(image: Tensor, mask: Tensor) -> Tensor:
     if not bool(mask.any()):
         return image.clone()
     nearest = distance_transform_edt(~mask.cpu().numpy(), return_distances=False, return_indices=True)
-    row, column = torch.from_numpy(nearest).to(image.device)
-    return image[row, column]
+    row, column = torch.from_numpy(nearest[:, ~mask.cpu().numpy()]).to(image.device)
+    filled = image.clone()
+    filled[~mask] = image[row, column]
+    return filled
