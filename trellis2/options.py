@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from .errors import InputError
@@ -30,6 +31,20 @@ class OptionSpec:
     choices: tuple[str, ...] | None
     documented: bool
     optional: bool
+
+    @property
+    def allowed(self) -> str:
+        """What the option takes, to follow "must be" in a sentence."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind == "interval":
+            return "two numbers, 0 <= low <= high <= 1"
+        if self.kind is str:
+            return f"one of {', '.join(repr(c) for c in self.choices or ())}"
+        noun = "a whole number" if self.kind is int else "a number"
+        if self.ge is None or self.le is None:
+            return f"{noun} of at most {_SEED_BITS} bits"
+        return f"{noun} from {self.ge:.15g} to {self.le:.15g}"
 
 
 def _option(
@@ -70,9 +85,7 @@ class GenerateOptions:
     """
 
     seed: int = _option(42, int, "Random seed. The same picture, options and seed give the same asset.")
-    randomize_seed: bool = _option(
-        False, bool, "Ignore the seed above and draw a new one; it is reported back."
-    )
+    randomize_seed: bool = _option(False, bool, "Ignore the seed above and draw a new one; it is reported back.")
     preprocess_image: bool = _option(
         True, bool, "Remove the background and crop to the object. Off: the picture is used as it is."
     )
@@ -84,7 +97,8 @@ class GenerateOptions:
     pipeline_type: str = _option(
         "1024_cascade",
         str,
-        "Quality preset: 512 is fastest, 1024 balanced, 1024_cascade good (recommended), 1536_cascade finest and slowest.",
+        "Quality preset: 512 is fastest, 1024 balanced, 1024_cascade good (recommended), "
+        "1536_cascade finest and slowest.",
         choices=PIPELINE_TYPES,
     )
     sparse_structure_steps: int = _option(
@@ -94,9 +108,7 @@ class GenerateOptions:
         7.5, float, "How strongly the coarse structure follows the picture.", ge=0.0, le=15.0
     )
     shape_slat_steps: int = _option(12, int, "Sampling steps of the detailed shape.", ge=1, le=50)
-    shape_slat_cfg: float = _option(
-        7.5, float, "How strongly the detailed shape follows the picture.", ge=0.0, le=15.0
-    )
+    shape_slat_cfg: float = _option(7.5, float, "How strongly the detailed shape follows the picture.", ge=0.0, le=15.0)
     tex_slat_steps: int = _option(12, int, "Sampling steps of the material.", ge=1, le=50)
     tex_slat_cfg: float = _option(
         7.5,
@@ -105,20 +117,14 @@ class GenerateOptions:
         ge=0.0,
         le=15.0,
     )
-    decimation_target: int = _option(
-        1000000, int, "Triangles of the exported model, at most.", ge=100000, le=2000000
-    )
-    texture_size: int = _option(
-        4096, int, "Width and height of the exported textures in pixels.", ge=1024, le=8192
-    )
+    decimation_target: int = _option(1000000, int, "Triangles of the exported model, at most.", ge=100000, le=2000000)
+    texture_size: int = _option(4096, int, "Width and height of the exported textures in pixels.", ge=1024, le=8192)
 
     texture_format: str = _extra("webp", str, "Format of the textures in the GLB.", choices=TEXTURE_FORMATS)
     alpha_mode: str = _extra(
-        "auto", str, "glTF alpha mode of the model; auto decides from the baked alpha.", choices=ALPHA_MODES
+        "auto", str, "The alphaMode of the GLB; auto decides from the baked alpha.", choices=ALPHA_MODES
     )
-    video_resolution: int = _extra(
-        1024, int, "Width and height of one video panel in pixels (even).", ge=64, le=2048
-    )
+    video_resolution: int = _extra(1024, int, "Width and height of one video panel in pixels (even).", ge=64, le=2048)
     video_frames: int = _extra(
         120, int, "Frames of the turntable, which turns once at 15 frames a second.", ge=1, le=720
     )
@@ -165,39 +171,51 @@ def _checked(spec: OptionSpec, value: Any) -> Any:
     """Return ``value`` in the option's type, or raise InputError."""
     if value is None and spec.optional:
         return None
-    if spec.kind == "interval":
-        return _checked_interval(spec, value)
-    if spec.kind is bool:
-        if not isinstance(value, bool):
-            raise InputError(f"{spec.name}={value!r} must be true or false.")
-        return value
-    if spec.kind is str:
-        if value not in (spec.choices or ()):
-            raise InputError(f"{spec.name}={value!r} must be one of {', '.join(spec.choices or ())}.")
-        return value
-    return _checked_number(spec, value)
+    checked = _CHECKS[spec.kind](spec, value)
+    if checked is None:
+        raise InputError(f"{spec.name}={value!r} must be {spec.allowed}.")
+    return checked
 
 
-def _checked_number(spec: OptionSpec, value: Any) -> int | float:
-    noun = "a whole number" if spec.kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{spec.name}={value!r} must be {noun}.")
-    if spec.kind is int:
-        if value != int(value):
-            raise InputError(f"{spec.name}={value!r} must be a whole number.")
-        value = int(value)
-        if value.bit_length() > _SEED_BITS:
-            raise InputError(f"{spec.name}={value!r} must fit in 64 bits.")
-    else:
-        value = float(value)
-    if (spec.ge is not None and value < spec.ge) or (spec.le is not None and value > spec.le):
-        raise InputError(f"{spec.name}={value} must be between {spec.ge} and {spec.le}.")
-    return value
+def _checked_bool(spec: OptionSpec, value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
 
 
-def _checked_interval(spec: OptionSpec, value: Any) -> tuple[float, float]:
-    ok = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-    ok = ok and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    if not ok or not 0.0 <= value[0] <= value[1] <= 1.0:
-        raise InputError(f"{spec.name}={value!r} must be two numbers, 0 <= low <= high <= 1.")
-    return float(value[0]), float(value[1])
+def _checked_choice(spec: OptionSpec, value: Any) -> str | None:
+    return value if isinstance(value, str) and value in (spec.choices or ()) else None
+
+
+def _checked_int(spec: OptionSpec, value: Any) -> int | None:
+    if not _is_real(value) or value != int(value) or int(value).bit_length() > _SEED_BITS:
+        return None
+    return int(value) if _within(spec, value) else None
+
+
+def _checked_float(spec: OptionSpec, value: Any) -> float | None:
+    return float(value) if _is_real(value) and _within(spec, value) else None
+
+
+def _checked_interval(spec: OptionSpec, value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(_is_real(v) for v in value):
+        return None
+    low, high = (float(v) for v in value)
+    return (low, high) if 0.0 <= low <= high <= 1.0 else None
+
+
+_CHECKS: dict[type | str, Callable[[OptionSpec, Any], Any]] = {
+    bool: _checked_bool,
+    int: _checked_int,
+    float: _checked_float,
+    str: _checked_choice,
+    "interval": _checked_interval,
+}
+
+
+def _is_real(value: Any) -> bool:
+    """A finite number of any library; truth values and numerals in strings are none."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and bool(-math.inf < value < math.inf)
+
+
+def _within(spec: OptionSpec, value: Any) -> bool:
+    return (spec.ge is None or value >= spec.ge) and (spec.le is None or value <= spec.le)
