@@ -26,7 +26,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from .errors import CapacityError, InputError
@@ -40,6 +40,8 @@ _BIN_CHUNK = 0x004E4942
 _FLOAT, _UNSIGNED_SHORT, _UNSIGNED_INT = 5126, 5123, 5125
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _REPEAT = 9729, 9987, 10497
+
+_BT709 = 1  # in ITU-T H.273, of primaries, transfer and matrix
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -161,9 +163,7 @@ def _open_stream(stream: av.VideoStream, frame: np.ndarray) -> None:
     # which must not be the machine's.
     stream.options = {"preset": "veryfast", "crf": "21", "mbtree": "0"}
     context.thread_count = 4
-    context.color_primaries = ColorPrimaries.BT709
-    context.color_trc = ColorTrc.BT709
-    context.colorspace = Colorspace.ITU709
+    context.color_primaries = context.color_trc = context.colorspace = _BT709
     context.color_range = ColorRange.MPEG
 
 
