@@ -229,6 +229,7 @@ def _doubts(mask: Array, lab: Array, distance: Array, busy: bool) -> tuple[str, 
     outside = _joined_to_border(distance < _SAME)
     shadow = _smooth_reach(lab, outside) & ~inside & (distance > _DIFFERENT)
     contrary = (inside & (distance < _SAME)) | (~inside & ~shadow & (distance > _DIFFERENT))
+    contrary &= cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) == 0  # blended pixels
     edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     found = {
         "the background is not plain": busy,
@@ -236,7 +237,7 @@ def _doubts(mask: Array, lab: Array, distance: Array, busy: bool) -> tuple[str, 
         "it is in several pieces": len(areas) > 6 or (len(areas) > 1 and areas[0] < 0.8 * areas.sum()),
         "the object is very small": 0 < cover < 0.01,
         "the object fills nearly all of the picture": cover > 0.8,
-        "the object and the background have similar colours": not busy and contrary.mean() > 0.04 * cover,
+        "the object and the background have similar colours": not busy and contrary.mean() > 0.03 * cover,
         "the background has a strong shadow": not busy and shadow.mean() > 0.2 * cover,
     }
     reasons = [reason for reason, holds in found.items() if holds]

@@ -70,9 +70,7 @@ def open_image(source: ImageSource) -> Image.Image:
         upright = picture if picture.format == "TIFF" else ImageOps.exif_transpose(picture)
         return _eight_bit_srgb(upright)
     except Exception as error:  # decoders raise whatever they stumble over
-        raise InputError(
-            f"{label} is damaged or cut short and cannot be decoded; save it again as PNG or JPEG ({error})."
-        ) from error
+        raise InputError(f"{label} is damaged or cut short; save it again as PNG or JPEG ({error}).") from error
 
 
 def prepare(image: Image.Image, *, preprocess: bool = True, matting: Matting | None = None) -> Prepared:
@@ -209,10 +207,12 @@ def _identify(label: str, data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         kind = _kind(data)
         if kind in _READABLE:
-            raise InputError(f"{label} is a damaged {kind} file; save it again as PNG or JPEG.") from error
+            raise InputError(
+                f"{label} is a {kind} file, but damaged or cut short; save it again as PNG or JPEG."
+            ) from error
         raise InputError(f"{label} is {kind}, not a {_READABLE} file; save it as PNG or JPEG.") from error
     except Exception as error:  # as above
-        raise InputError(f"{label} is damaged; save it again as PNG or JPEG ({error}).") from error
+        raise InputError(f"{label} is damaged or cut short; save it again as PNG or JPEG ({error}).") from error
 
 
 def _kind(data: bytes) -> str:
