@@ -1,5 +1,18 @@
-"""TRELLIS.2 image-to-3D inference: one picture in; a textured GLB, a turntable MP4 and a cut-out PNG out."""
+"""TRELLIS.2 image-to-3D inference: one picture in; a textured GLB, a turntable MP4 and a cut-out PNG out.
 
-from importlib.metadata import version
+The names here load quickly; the pipeline, which needs torch, is ``trellis2.pipeline.Pipeline``.
+"""
 
-__version__ = version("trellis2")
+from .errors import Cancelled, CapacityError, CheckpointError, InputError, TrellisError
+from .options import GenerateOptions
+from .version import VERSION as __version__
+
+__all__ = [
+    "Cancelled",
+    "CapacityError",
+    "CheckpointError",
+    "GenerateOptions",
+    "InputError",
+    "TrellisError",
+    "__version__",
+]

@@ -19,11 +19,10 @@ from o_voxel.repair import fill_holes
 from PIL import Image
 from torch import Tensor
 
-from . import __version__
 from .bake import bake
 from .checkpoint import Checkpoint, Normalization, load_checkpoint
 from .errors import CapacityError, CheckpointError, InputError
-from .export import VIDEO_FPS, write_glb, write_png, write_video
+from .export import write_glb, write_png, write_video
 from .image import ImageSource, open_image, prepare
 from .memory import Residency
 from .mesh import Asset, MaterialVoxels, Mesh, MeshStatistics
@@ -32,6 +31,7 @@ from .options import GenerateOptions
 from .progress import OnProgress, OnStep, Progress, ignore_step
 from .render import turntable
 from .sampling import SamplerOptions, euler
+from .version import VERSION
 from .voxels import Grid, Refinement, Voxels, full_grid
 
 logger = logging.getLogger("trellis2")
@@ -44,6 +44,7 @@ LATENT_STRIDE = 16  # voxels of the surface per latent voxel, along each axis
 CASCADE_START = 512  # resolution whose shape flow starts a cascade
 CASCADE_FLOOR = 1024  # a cascade never falls below this resolution
 CASCADE_STEP = 128
+VIDEO_FPS = 15.0
 HOLE_PERIMETER = 0.03  # of holes closed after decoding, in metres
 
 # Expected share of the time of each stage; only for a bar that moves evenly.
@@ -410,7 +411,7 @@ class Pipeline:
     def _extras(self, options: GenerateOptions, seed: int) -> dict[str, Any]:
         """What the GLB says about its making."""
         extras: dict[str, Any] = {
-            "trellis2": __version__,
+            "trellis2": VERSION,
             "model": Path(self.checkpoint.source).name,
             "pipeline_type": options.pipeline_type,
             "seed": seed,

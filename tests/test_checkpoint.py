@@ -1,0 +1,302 @@
+"""A published-shaped checkpoint loads; everything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from tiny import MODELS
+
+from trellis2.checkpoint import MODEL_NAMES, build_model, load_checkpoint
+from trellis2.errors import CheckpointError
+from trellis2.layers import SparseConv3d
+
+
+@pytest.fixture
+def folder(checkpoint_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(checkpoint_folder, tmp_path / "checkpoint"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def retensor(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    state = load_file(path)
+    state = {key: value.clone() for key, value in state.items()}
+    change(state)
+    save_file(state, path)
+
+
+def test_loads_all_networks_with_their_settings(checkpoint_folder: Path) -> None:
+    checkpoint = load_checkpoint(checkpoint_folder)
+    assert set(checkpoint.models) == set(MODEL_NAMES)
+    assert checkpoint.untrained
+    assert checkpoint.structure_sampler.rescale_t == 5.0
+    assert checkpoint.texture_sampler.guidance_interval == (0.6, 0.9)
+    assert checkpoint.shape_normalization.std.shape == (1, 8)
+    for model in checkpoint.models.values():
+        assert not any(p.is_meta or p.requires_grad for p in model.parameters())
+
+
+def test_torso_precision_follows_the_file_or_the_caller(checkpoint_folder: Path) -> None:
+    def torso(dtype: torch.dtype | None) -> set[torch.dtype]:
+        decoder = load_checkpoint(checkpoint_folder, dtype=dtype).models["shape_slat_decoder"]
+        assert decoder.from_latent.weight.dtype == torch.float32
+        assert all(
+            m.weight.dtype == torch.float32
+            for m in decoder.modules()
+            if "Norm" in type(m).__name__ and m.weight is not None
+        )
+        return {m.weight.dtype for m in decoder.blocks.modules() if isinstance(m, (torch.nn.Linear, SparseConv3d))}
+
+    assert torso(None) == {torch.float16}
+    assert torso(torch.float32) == {torch.float32}
+
+
+def test_building_takes_no_memory() -> None:
+    model = build_model("SLatFlowModel", {**MODELS["shape_slat_flow_model_512"][1], "model_channels": 1536})
+    assert all(p.is_meta for p in model.parameters())
+
+
+# What the published files hold: the names a checkpoint must keep for ever.
+FLOW_KEYS = [
+    "adaLN_modulation.1.bias",
+    "adaLN_modulation.1.weight",
+    "blocks.0.cross_attn.k_rms_norm.gamma",
+    "blocks.0.cross_attn.q_rms_norm.gamma",
+    "blocks.0.cross_attn.to_kv.bias",
+    "blocks.0.cross_attn.to_kv.weight",
+    "blocks.0.cross_attn.to_out.bias",
+    "blocks.0.cross_attn.to_out.weight",
+    "blocks.0.cross_attn.to_q.bias",
+    "blocks.0.cross_attn.to_q.weight",
+    "blocks.0.mlp.mlp.0.bias",
+    "blocks.0.mlp.mlp.0.weight",
+    "blocks.0.mlp.mlp.2.bias",
+    "blocks.0.mlp.mlp.2.weight",
+    "blocks.0.modulation",
+    "blocks.0.norm2.bias",
+    "blocks.0.norm2.weight",
+    "blocks.0.self_attn.k_rms_norm.gamma",
+    "blocks.0.self_attn.q_rms_norm.gamma",
+    "blocks.0.self_attn.to_out.bias",
+    "blocks.0.self_attn.to_out.weight",
+    "blocks.0.self_attn.to_qkv.bias",
+    "blocks.0.self_attn.to_qkv.weight",
+    "input_layer.bias",
+    "input_layer.weight",
+    "out_layer.bias",
+    "out_layer.weight",
+    "t_embedder.mlp.0.bias",
+    "t_embedder.mlp.0.weight",
+    "t_embedder.mlp.2.bias",
+    "t_embedder.mlp.2.weight",
+]
+
+
+def test_parameter_names_are_frozen() -> None:
+    for name in ("sparse_structure_flow_model", "tex_slat_flow_model_1024"):
+        assert sorted(build_model(*MODELS[name]).state_dict()) == FLOW_KEYS
+    shape = set(build_model(*MODELS["shape_slat_decoder"]).state_dict())
+    texture = set(build_model(*MODELS["tex_slat_decoder"]).state_dict())
+    assert {key for key in shape - texture if "to_subdiv" not in key} == set()
+    assert {"blocks.0.0.conv.weight", "blocks.0.1.norm1.weight", "blocks.0.1.to_subdiv.bias"} <= shape
+    structure = build_model(*MODELS["sparse_structure_decoder"]).state_dict()
+    assert {"input_layer.weight", "middle_block.0.norm1.weight", "blocks.1.conv.weight", "out_layer.2.bias"} <= set(
+        structure
+    )
+
+
+def test_published_sizes() -> None:
+    """Parameter counts of the published files, from their real configurations."""
+    flow = {
+        "resolution": 16,
+        "in_channels": 8,
+        "out_channels": 8,
+        "model_channels": 1536,
+        "cond_channels": 1024,
+        "num_blocks": 30,
+        "num_heads": 12,
+        "mlp_ratio": 5.3334,
+        "pe_mode": "rope",
+        "share_mod": True,
+        "initialization": "scaled",
+        "qk_rms_norm": True,
+        "qk_rms_norm_cross": True,
+        "dtype": "bfloat16",
+    }
+    decoder = {
+        "model_channels": [1024, 512, 256, 128, 64],
+        "latent_channels": 32,
+        "num_blocks": [4, 16, 8, 4, 0],
+        "block_type": ["SparseConvNeXtBlock3d"] * 5,
+        "up_block_type": ["SparseResBlockC2S3d"] * 4,
+        "block_args": [{}] * 5,
+        "use_fp16": True,
+    }
+    structure = {"out_channels": 1, "latent_channels": 8, "num_res_blocks": 2, "num_res_blocks_middle": 2}
+    models = [
+        ("SparseStructureFlowModel", flow, 1292.2, 640),
+        ("FlexiDualGridVaeDecoder", {**decoder, "resolution": 256}, 474.2, 292),
+        ("SparseUnetVaeDecoder", {**decoder, "out_channels": 6, "pred_subdiv": False}, 474.2, 284),
+        ("SparseStructureDecoder", {**structure, "channels": [512, 128, 32], "use_fp16": True}, 73.7, 74),
+    ]
+    for name, args, millions, tensors in models:
+        state = build_model(name, args).state_dict()
+        assert sum(v.numel() for v in state.values()) / 1e6 == pytest.approx(millions, abs=0.06), name
+        assert len(state) == tensors, name
+
+
+Damage = Callable[[Path], None]
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "ckpts/tex_slat_decoder.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _drop_tensor(folder: Path) -> None:
+    retensor(folder / "ckpts/shape_slat_decoder.safetensors", lambda s: s.pop("from_latent.bias"))
+
+
+def _add_tensor(folder: Path) -> None:
+    retensor(folder / "ckpts/shape_slat_decoder.safetensors", lambda s: s.update(surprise=torch.zeros(1)))
+
+
+def _reshape_tensor(folder: Path) -> None:
+    retensor(folder / "ckpts/shape_slat_decoder.safetensors", lambda s: s.update({"from_latent.bias": torch.zeros(3)}))
+
+
+def _unknown_class(folder: Path) -> None:
+    edit(folder / "ckpts/tex_slat_decoder.json", lambda c: c.update(name="SparseUnetVaeDecoderV9"))
+
+
+def _unknown_argument(folder: Path) -> None:
+    edit(folder / "ckpts/tex_slat_decoder.json", lambda c: c["args"].update(window_size=8))
+
+
+def _other_positions(folder: Path) -> None:
+    edit(folder / "ckpts/shape_slat_flow_model_512.json", lambda c: c["args"].update(pe_mode="ape"))
+
+
+def _no_width(folder: Path) -> None:
+    edit(folder / "ckpts/shape_slat_flow_model_512.json", lambda c: c["args"].pop("model_channels"))
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no pipeline.json": (lambda f: (f / "pipeline.json").unlink(), r"pipeline\.json is missing; .* fetch it again"),
+    "not json": (lambda f: (f / "pipeline.json").write_text("{"), r"pipeline\.json cannot be read as JSON"),
+    "json list": (lambda f: (f / "pipeline.json").write_text("[]"), "must hold a JSON object"),
+    "other pipeline": (lambda f: edit(f / "pipeline.json", lambda c: c.update(name="X")), "is for 'X'"),
+    "no samplers": (
+        lambda f: edit(f / "pipeline.json", lambda c: c["args"].pop("tex_slat_sampler")),
+        "KeyError: 'tex_slat_sampler'",
+    ),
+    "unknown sampler": (
+        lambda f: edit(f / "pipeline.json", lambda c: c["args"]["tex_slat_sampler"].update(name="Heun")),
+        "unknown sampler 'Heun'",
+    ),
+    "zero std": (
+        lambda f: edit(f / "pipeline.json", lambda c: c["args"]["tex_slat_normalization"].update(std=[0.0] * 8)),
+        "standard deviations",
+    ),
+    "no weights": (
+        lambda f: (f / "ckpts/tex_slat_decoder.safetensors").unlink(),
+        r"tex_slat_decoder\.safetensors is missing",
+    ),
+    "no config": (
+        lambda f: (f / "ckpts/tex_slat_decoder.json").unlink(),
+        r"tex_slat_decoder\.json is missing",
+    ),
+    "truncated": (_truncate, r"tex_slat_decoder\.safetensors is damaged"),
+    "missing tensor": (_drop_tensor, r"shape_slat_decoder\.safetensors does not fit .*: missing from_latent\.bias"),
+    "extra tensor": (_add_tensor, "unknown surprise"),
+    "wrong shape": (_reshape_tensor, r"from_latent\.bias is \(3,\) instead of \(16,\)"),
+    "unknown class": (_unknown_class, "unknown class 'SparseUnetVaeDecoderV9'"),
+    "unknown argument": (_unknown_argument, "window_size"),
+    "absolute positions": (_other_positions, "pe_mode='ape' is not supported"),
+    "missing argument": (_no_width, "model_channels"),
+    "no image encoder": (lambda f: shutil.rmtree(f / "dinov3"), "image encoder 'dinov3' cannot be loaded"),
+    "unknown image encoder": (
+        lambda f: edit(f / "pipeline.json", lambda c: c["args"]["image_cond_model"].update(name="Clip")),
+        "unknown image_cond_model 'Clip'",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint(folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spoil, message = DAMAGES[damage]
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+def test_derived_rope_phases_are_tolerated(folder: Path) -> None:
+    path = folder / "ckpts/sparse_structure_flow_model.safetensors"
+    retensor(path, lambda s: s.update(rope_phases=torch.zeros(512, 6, 2)))
+    load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/here", "nowhere", "./nowhere", "/nowhere/at/all"])
+def test_neither_folder_nor_hub_id(name: str) -> None:
+    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
+        load_checkpoint(name)
+
+
+def fake_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Serve hub downloads from ``root/owner/name``; returns the list of what was asked for."""
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, path: str) -> str:
+        asked.append((repository, path))
+        if not (root / repository).is_dir():
+            raise LocalEntryNotFoundError("offline")
+        if not (root / repository / path).is_file():
+            raise EntryNotFoundError("404")
+        return str(root / repository / path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked
+
+
+def test_hub_repository_with_a_network_in_another_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published pipeline.json keeps its structure decoder in another repository."""
+    hub = tmp_path / "hub"
+    (hub / "old/image").mkdir(parents=True)
+    (hub / "new").mkdir()
+    for suffix in ("json", "safetensors"):
+        (folder / f"ckpts/sparse_structure_decoder.{suffix}").rename(hub / f"old/image/ss_dec.{suffix}")
+    encoder = str(shutil.move(folder / "dinov3", tmp_path / "dinov3"))
+
+    def point(config: dict[str, Any]) -> None:
+        config["args"]["models"]["sparse_structure_decoder"] = "old/image/ss_dec"
+        config["args"]["image_cond_model"]["args"]["model_name"] = encoder
+
+    edit(folder / "pipeline.json", point)
+    shutil.move(folder, hub / "new/model")
+    asked = fake_hub(hub, monkeypatch)
+    for source in ("new/model", hub / "new/model"):  # the hub id and a folder resolve alike
+        assert set(load_checkpoint(source).models) == set(MODEL_NAMES)
+    assert ("old/image", "ss_dec.safetensors") in asked
+
+
+def test_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(tmp_path, monkeypatch)
+    with pytest.raises(CheckpointError, match=r"owner/name .*cannot be reached"):
+        load_checkpoint("owner/name")

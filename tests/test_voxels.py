@@ -1,0 +1,87 @@
+"""Grids, refinements and the layers on packed tokens."""
+
+from __future__ import annotations
+
+import torch
+from tiny import MODELS
+
+from trellis2.checkpoint import build_model
+from trellis2.layers import attention, rotary_phases, rotate
+from trellis2.models.flow import Flow
+from trellis2.voxels import Grid, full_grid
+
+
+def test_children_stand_in_the_order_of_their_parents() -> None:
+    grid = Grid(torch.tensor([[0, 1, 0, 2], [1, 0, 0, 0]], dtype=torch.int32))
+    keep = torch.zeros(2, 8, dtype=torch.bool)
+    keep[0, [1, 6]] = True  # (1, 0, 0) and (0, 1, 1)
+    keep[1, 0] = True
+    step = grid.subdivide(keep)
+    assert step.fine.coords.tolist() == [[0, 3, 0, 4], [0, 2, 1, 5], [1, 0, 0, 0]]
+    assert step.parent.tolist() == [0, 0, 1]
+    assert grid.lengths == (1, 1)
+    assert step.fine.lengths == (2, 1)
+    assert step.fine.item(1) == slice(2, 3)
+
+
+def test_coarser_inverts_subdivide() -> None:
+    coarse = Grid(torch.tensor([[0, 0, 3, 1], [0, 2, 0, 0], [1, 1, 1, 1]], dtype=torch.int32))
+    fine = coarse.subdivide(torch.ones(3, 8, dtype=torch.bool)).fine
+    shuffled = Grid(fine.coords)
+    back = shuffled.coarser
+    assert torch.equal(back.coarse.coords, coarse.coords)
+    feats = torch.arange(24.0)[:, None]
+    assert torch.equal(back.to_fine(back.to_coarse(feats)), feats)
+    assert back.coarse.coords.dtype == torch.int32
+
+
+def test_missing_children_are_zero() -> None:
+    grid = Grid(torch.tensor([[0, 3, 0, 0]], dtype=torch.int32))
+    step = grid.coarser
+    assert step.coarse.coords.tolist() == [[0, 1, 0, 0]]
+    assert step.to_coarse(torch.tensor([[5.0, 6.0]])).tolist() == [[0, 0, 5, 6] + [0] * 12]
+
+
+def test_full_grid_runs_z_fastest() -> None:
+    grid = full_grid(2, 2, torch.device("cpu"))
+    assert grid.coords[:3].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert grid.lengths == (8, 8)
+
+
+def test_attention_stays_inside_its_item() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(7, 2, 4, generator=generator) for _ in range(3))
+    both = attention(q, k, v, (3, 4), (5, 2))
+    first = attention(q[:3], k[:5], v[:5], (3,), (5,))
+    torch.testing.assert_close(both[:3], first)
+    scores = (q[:3, 0] @ k[:5, 0].T / 2).softmax(dim=1)
+    torch.testing.assert_close(both[:3, 0], scores @ v[:5, 0])
+
+
+def test_rotation_keeps_length_and_depends_on_distance_only() -> None:
+    x = torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(1))
+    coords = torch.tensor([[0, 0, 0], [1, 2, 3], [5, 5, 5], [6, 7, 8]])
+    turned = rotate(x.expand(4, 1, 12), rotary_phases(coords, 12, (1.0, 10000.0)))
+    torch.testing.assert_close(turned.norm(dim=2), x.norm().expand(4, 1))
+    torch.testing.assert_close(turned[0], x[0])
+    torch.testing.assert_close((turned[0] * turned[1]).sum(), (turned[2] * turned[3]).sum())
+
+
+def test_batch_of_two_equals_two_batches_of_one() -> None:
+    flow = build_model(*MODELS["shape_slat_flow_model_512"])
+    assert isinstance(flow, Flow)
+    flow.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(2)
+    for parameter in flow.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    coords = [torch.randint(0, 9, (n, 3), generator=generator).unique(dim=0) for n in (20, 31)]
+    grids = [torch.cat([torch.full_like(c[:, :1], b), c], dim=1).int() for b, c in enumerate(coords)]
+    x = [torch.randn(len(g), 8, generator=generator) for g in grids]
+    t = torch.tensor([300.0, 900.0])
+    cond = torch.randn(2, 5, 16, generator=generator)
+    both = flow(torch.cat(x), t, cond, Grid(torch.cat(grids)))
+    alone = []
+    for b in range(2):
+        grid = Grid(grids[b] * torch.tensor([0, 1, 1, 1], dtype=torch.int32))
+        alone.append(flow(x[b], t[b : b + 1], cond[b : b + 1], grid))
+    torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
