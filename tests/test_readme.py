@@ -1,0 +1,66 @@
+"""The README's option table and Python example stay true.
+
+After a change of trellis2/options.py:  python tests/test_readme.py  writes the table anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trellis2.options import OptionSpec, option_specs
+
+README = Path(__file__).parents[1] / "README.md"
+START, END = "<!-- options: written by tests/test_readme.py -->\n", "<!-- /options -->"
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "of the checkpoint"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def allowed(spec: OptionSpec) -> str:
+    if spec.choices:
+        return ", ".join(spec.choices)
+    if spec.kind is bool:
+        return "true, false"
+    if spec.kind == "interval":
+        return "two numbers from 0 to 1"
+    if spec.ge is None:
+        return "whole number" if spec.kind is int else "number"
+    return f"{spec.ge} to {spec.le}"
+
+
+def table() -> str:
+    rows = ["| option | default | allowed | what it does |", "|---|---|---|---|"]
+    rows += [f"| `{s.name}` | {shown(s.default)} | {allowed(s)} | {s.description} |" for s in option_specs()]
+    return "\n".join(rows) + "\n"
+
+
+def test_the_option_table_is_that_of_the_code() -> None:
+    text = README.read_text()
+    assert text[text.index(START) + len(START) : text.index(END)] == table()
+
+
+def test_the_python_example_runs(
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    monkeypatch.chdir(README.parent)
+    for mine, ours in (("weights/embedded", checkpoint_folder), ('"out"', f'"{tmp_path}"')):
+        assert mine in example
+        example = example.replace(mine, str(ours))
+    exec(compile(example, "README.md", "exec"), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.glb", "video.mp4"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("100% ")
+    assert lines[-1].startswith(str(tmp_path / "model.glb"))
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    README.write_text(text[: text.index(START) + len(START)] + table() + text[text.index(END) :])
