@@ -569,7 +569,7 @@ def test_tiny_and_huge_objects_are_doubted() -> None:
 
 def test_object_in_the_colour_of_its_background_is_doubted() -> None:
     mask = object_mask(256)[..., None]
-    y, x = np.mgrid[0:256, 0:256][..., None] * (2 * np.pi / 24)
+    y, x = np.mgrid[0:256, 0:256][..., None] * (2 * np.pi / 32)
     fade = np.clip(0.25 + 0.85 * np.sin(x) * np.sin(y), 0, 1)  # blue that fades to the backdrop in places
     colour = np.array([40, 60, 140]) * (1 - fade) + 240 * fade
     picture = (colour * mask + 240 * (1 - mask)).astype(np.uint8)
