@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trellis2.options import OptionSpec, option_specs
+from trellis2.options import option_specs
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- options: written by tests/test_readme.py -->\n", "<!-- /options -->"
@@ -23,21 +23,9 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def allowed(spec: OptionSpec) -> str:
-    if spec.choices:
-        return ", ".join(spec.choices)
-    if spec.kind is bool:
-        return "true, false"
-    if spec.kind == "interval":
-        return "two numbers from 0 to 1"
-    if spec.ge is None:
-        return "whole number" if spec.kind is int else "number"
-    return f"{spec.ge} to {spec.le}"
-
-
 def table() -> str:
     rows = ["| option | default | allowed | what it does |", "|---|---|---|---|"]
-    rows += [f"| `{s.name}` | {shown(s.default)} | {allowed(s)} | {s.description} |" for s in option_specs()]
+    rows += [f"| `{s.name}` | {shown(s.default)} | {s.allowed} | {s.description} |" for s in option_specs()]
     return "\n".join(rows) + "\n"
 
 
