@@ -46,6 +46,11 @@ def shell(*words: object, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+def messages(stderr: str) -> list[str]:
+    """Without what Warp's native code prints on machines that have no NVIDIA driver."""
+    return [line for line in stderr.splitlines() if line and not line.startswith("Warp CUDA warning")]
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "toy.png"
@@ -199,7 +204,7 @@ def test_a_missing_model_ends_with_3(picture: Path, tmp_path: Path) -> None:
     done = shell("generate", picture, "--model", tmp_path / "nowhere", "--quiet", "-o", tmp_path / "out")
     assert done.returncode == 3
     assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+    assert len(messages(done.stderr)) == 1
     assert "nowhere" in done.stderr
     assert "pass the folder that holds pipeline.json" in done.stderr
 
@@ -415,7 +420,7 @@ def test_generate_for_people(picture: Path, checkpoint_folder: Path, tmp_path: P
         "--return_no_background", "--randomize_seed", *SMALL, TRELLIS2_MODEL=str(checkpoint_folder),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert messages(done.stderr) == []
     cutout, seed, seconds = done.stdout.splitlines()
     assert cutout == f"cut-out {tmp_path / 'out' / 'no_background.png'}"
     assert re.fullmatch(r"seed    \d+", seed)
@@ -458,5 +463,5 @@ def test_a_full_disk_ends_with_4(picture: Path, checkpoint_folder: Path, tmp_pat
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
     )
     assert done.returncode == 4, done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(messages(done.stderr)) == 1
     assert list(out.iterdir()) == []

@@ -174,15 +174,16 @@ def _info(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _reporting(*, quiet: bool) -> Iterator[OnProgress]:
     """Progress bar and warnings on standard error for the time of a run."""
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the libraries that load weights are imported
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     logger = logging.getLogger("trellis2")
-    handler = logging.StreamHandler()
+    level, handler = logger.level, logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    handler.setLevel(logging.ERROR if quiet else logging.WARNING)
     logger.addHandler(handler)
-    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else logging.WARNING)
     layout = "{desc:<18}{percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}"
     try:
         with (
@@ -198,7 +199,7 @@ def _reporting(*, quiet: bool) -> Iterator[OnProgress]:
             yield on_progress
     finally:
         logger.removeHandler(handler)
-        logger.propagate = True
+        logger.setLevel(level)
 
 
 def _require_device(device: str | None) -> None:
