@@ -152,7 +152,9 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             **self.video,
         )
         try:
-            files = self.pipeline.run(checked_image(image), options, self.outputs, ProgressLines())
+            # As a stream, so that messages do not name the temporary file that the picture arrived in.
+            with checked_image(image).open("rb") as picture:
+                files = self.pipeline.run(picture, options, self.outputs, ProgressLines())
         except BaseException:  # a cancelled prediction (CancelationException) leaves no files either
             self.delete_outputs()
             raise

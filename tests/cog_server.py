@@ -154,11 +154,14 @@ class CogServer:
         return status, json.loads(text or b"null")
 
     def predict(self, prediction_id: str | None = None, **inputs: Any) -> tuple[int, Any]:
-        """One synchronous prediction."""
+        """One synchronous prediction; afterwards the server is ready for the next."""
         body: dict[str, Any] = {"input": inputs}
         if prediction_id is not None:
             body["id"] = prediction_id
-        return self.request("POST", "/predictions", body)
+        answer = self.request("POST", "/predictions", body)
+        if answer[0] == 200:  # it answers a moment before it is free again
+            self.wait_while("BUSY")
+        return answer
 
     def health(self) -> Any:
         return self.request("GET", "/health-check")[1]
