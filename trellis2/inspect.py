@@ -240,7 +240,8 @@ def _checkpoint_lines(facts: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name:<28}{model['reference']} (in another repository)")
             continue
         dtypes = "/".join(model["dtypes"])
-        parameters = f"{model['parameters'] / 1e6:,.1f} M"
+        count = model["parameters"]
+        parameters = f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
         lines.append(f"{name:<28}{model['class']:<26}{parameters:>12}  {dtypes:<9}{_size(model['bytes'])}")
     lines.append(f"{'image encoder':<28}{facts['image_encoder']}")
     for stage, params in facts["samplers"].items():
