@@ -319,7 +319,7 @@ def _average_lobe(
         # Within the plane of (right, forward) a cone spans angles within asin(sine / length) of its axis.
         span = wp.vec2(wp.length(wp.vec2(local[0], local[2])), wp.length(wp.vec2(local[1], local[2])))
         angle = wp.vec2(wp.atan2(local[0], local[2]), wp.atan2(local[1], local[2]))
-        reach = wp.vec2(wp.PI, wp.PI)
+        reach = wp.vec2(7.0, 7.0)  # more than a full turn
         if lobe_sine < span[0]:
             reach[0] = wp.asin(lobe_sine / span[0])
         if lobe_sine < span[1]:
@@ -408,12 +408,43 @@ def _sky(directions: Tensor, ground: _Colour, horizon: _Colour, zenith: _Colour)
 
 
 def _studio(directions: Tensor) -> Tensor:
-    return _sky(directions, (0.3, 0.3, 0.3), (0.5, 0.5, 0.5), (0.7, 0.7, 0.7))
+    """A grey room: soft boxes overhead, left and right, two upright strips between them, a dim floor."""
+    light = _sky(directions, (0.22, 0.215, 0.21), (0.18, 0.18, 0.185), (0.30, 0.30, 0.31))
+    light = light + 2.6 * _soft_box(directions, 0.0, 1.45, 0.60, 0.60)
+    light = light + _tinted(_soft_box(directions, -2.3, 0.65, 0.45, 0.45), (6.4, 6.2, 5.9))
+    light = light + _tinted(_soft_box(directions, 0.75, 0.60, 0.42, 0.42), (4.6, 4.7, 4.9))
+    light = light + 1.8 * _soft_box(directions, -0.75, 0.25, 0.16, 0.70)
+    return light + 1.8 * _soft_box(directions, 2.4, 0.25, 0.16, 0.70)
+
+
+def _soft(directions: Tensor) -> Tensor:
+    """A white tent: hardly any shadow side, broad highlights."""
+    light = _sky(directions, (0.50, 0.49, 0.48), (0.68, 0.68, 0.69), (0.95, 0.95, 0.97))
+    return light + 0.9 * _glow(directions, (-0.4, -0.5, 0.8), 0.5) + 0.5 * _glow(directions, (0.6, 0.5, 0.5), 0.6)
+
+
+def _sunset(directions: Tensor) -> Tensor:
+    """A low sun, a warm horizon around it and a blue sky opposite."""
+    toward_sun = _glow(directions, (-0.75, -0.6, 0.12), 1.1)
+    light = _sky(directions, (0.20, 0.18, 0.17), (0.46, 0.42, 0.43), (0.30, 0.38, 0.56))
+    light = light + _tinted(toward_sun, (0.55, 0.34, 0.20))
+    light = light + _tinted(_glow(directions, (-0.75, -0.6, 0.22), 0.28), (4.0, 2.7, 1.6))
+    return light + _tinted(_glow(directions, (-0.75, -0.6, 0.28), 0.09), (48.0, 36.0, 24.0))
+
+
+def _overcast(directions: Tensor) -> Tensor:
+    """A cloudy sky, three times brighter at the zenith than at the horizon (CIE), over dark ground."""
+    light = _sky(directions, (0.22, 0.22, 0.20), (0.45, 0.47, 0.50), (1.35, 1.38, 1.42))
+    return light + 0.5 * _glow(directions, (-0.3, -0.5, 0.8), 0.45)
+
+
+def _tinted(shape: Tensor, color: _Colour) -> Tensor:
+    return shape * torch.tensor(color, device=shape.device)
 
 
 _RADIANCE: dict[str, Radiance] = {
     "studio": _studio,
-    "soft": _studio,
-    "sunset": _studio,
-    "overcast": _studio,
+    "soft": _soft,
+    "sunset": _sunset,
+    "overcast": _overcast,
 }
