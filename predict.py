@@ -158,8 +158,6 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         except BaseException:  # a cancelled prediction (CancelationException) leaves no files either
             self.delete_outputs()
             raise
-        for warning in files.warnings:
-            say(f"warning: {warning}")
         self.record_metric("seed", files.seed)
         for stage, seconds in files.timings.items():
             self.record_metric(f"timings.{stage}", round(seconds, 3))
@@ -192,7 +190,8 @@ class ProgressLines:
         percent = int(100 * fraction)
         if (percent, stage) != self.last:
             self.last = (percent, stage)
-            say(f"{percent:3d}%|{'#' * (percent // 10):<10}| {step}/{steps} {stage}")
+            line = f"{percent:3d}%|{'#' * (percent // 10):<10}| {step}/{steps} {stage}"
+            print(line, flush=True)  # noqa: T201 (what is printed is the prediction's log)
 
 
 def checked_image(image: object) -> pathlib.Path:
@@ -219,8 +218,3 @@ def video_settings() -> dict[str, Any]:
 
 def cog_path(path: pathlib.Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def say(line: str) -> None:
-    """Write to the prediction's log."""
-    print(line, flush=True)  # noqa: T201

@@ -252,6 +252,14 @@ def test_the_picture_as_it_is_has_a_cutout_too(server: CogServer, picture: str) 
     Image.open(io.BytesIO(decoded(answer["output"]["no_background_image"], "image/png"))).verify()
 
 
+def test_a_warning_is_in_the_log_once(server: CogServer) -> None:
+    file = io.BytesIO()
+    Image.fromarray((object_colour(96) * 255).astype("uint8")).save(file, "PNG")  # stripes up to the border
+    status, answer = server.predict(image=data_url(file.getvalue()), **QUICK)
+    assert (status, answer["status"]) == (200, "succeeded"), answer
+    assert answer["logs"].count("The background was removed by colour and may be wrong") == 1
+
+
 def test_a_whole_float_is_a_whole_number(server: CogServer, picture: str) -> None:
     status, answer = server.predict(image=picture, seed=12.0, **QUICK)
     assert (status, answer["status"]) == (200, "succeeded"), answer
