@@ -94,7 +94,7 @@ def repair_non_manifold_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, 
     """
     check_mesh(vertices, faces)
     flat = faces.reshape(-1).long()
-    one, other = _edges(faces, len(vertices)).manifold_pairs()
+    one, other = manifold_edges(faces, len(vertices)).unbind(1)
     aligned = flat[one] == flat[other]
     one_end, other_end = _next_corner(one), _next_corner(other)
     pairs = torch.cat(
@@ -112,7 +112,7 @@ def repair_non_manifold_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, 
 def remove_small_components(vertices: Tensor, faces: Tensor, min_area: float) -> tuple[Tensor, Tensor]:
     """Drop pieces (faces joined by edges of exactly two faces) whose area is below ``min_area``."""
     check_mesh(vertices, faces)
-    count, piece = _components(_neighbours(faces, len(vertices)), len(faces))
+    count, piece = _components(manifold_edges(faces, len(vertices)) // 3, len(faces))
     areas = torch.zeros(count, dtype=torch.float64, device=faces.device)
     areas.index_add_(0, piece, _normals(vertices, faces).norm(dim=1).double() / 2)
     return _compact(vertices, faces[areas[piece] >= min_area])
@@ -126,7 +126,7 @@ def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Te
     check_mesh(vertices, faces)
     if not len(faces):
         return vertices, faces
-    pairs = _neighbours(faces, len(vertices))
+    pairs = manifold_edges(faces, len(vertices)) // 3
     count, piece = _components(pairs, len(faces))
     flipped = _flips_along_tree(faces, pairs, count, piece)
     normals = _normals(vertices, faces).double()
@@ -149,6 +149,13 @@ def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Te
     return vertices, torch.where(flipped[:, None], faces[:, [0, 2, 1]], faces)
 
 
+def manifold_edges(faces: Tensor, vertex_count: int) -> Tensor:
+    """Both half-edges (M, 2), numbered 3 * face + corner, of each edge that has exactly two."""
+    edges = _edges(faces, vertex_count)
+    begin = edges.offsets[edges.counts == 2]
+    return torch.stack([edges.order[begin], edges.order[begin + 1]], dim=1)
+
+
 @dataclass(frozen=True)
 class _Edges:
     """Undirected edges in the order of (smaller vertex, larger vertex).
@@ -161,11 +168,6 @@ class _Edges:
     counts: Tensor
     order: Tensor
     offsets: Tensor
-
-    def manifold_pairs(self) -> tuple[Tensor, Tensor]:
-        """Both half-edges of each edge that has exactly two."""
-        begin = self.offsets[self.counts == 2]
-        return self.order[begin], self.order[begin + 1]
 
 
 def _edges(faces: Tensor, vertex_count: int) -> _Edges:
@@ -194,11 +196,6 @@ def _components(pairs: Tensor, count: int) -> tuple[int, Tensor]:
 def _graph(pairs: np.ndarray, count: int) -> coo_array:
     ones = np.ones(len(pairs), dtype=np.int8)
     return coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count)).tocsr()
-
-
-def _neighbours(faces: Tensor, vertex_count: int) -> Tensor:
-    """Pairs (M, 2) of faces that share an edge with nobody else."""
-    return torch.stack(_edges(faces, vertex_count).manifold_pairs(), dim=1) // 3
 
 
 def _flips_along_tree(faces: Tensor, pairs: Tensor, count: int, piece: Tensor) -> Tensor:
