@@ -410,9 +410,9 @@ def _sky(directions: Tensor, ground: _Colour, horizon: _Colour, zenith: _Colour)
 def _studio(directions: Tensor) -> Tensor:
     """A grey room: soft boxes overhead, left and right, two upright strips between them, a dim floor."""
     light = _sky(directions, (0.22, 0.215, 0.21), (0.18, 0.18, 0.185), (0.30, 0.30, 0.31))
-    light = light + 2.6 * _soft_box(directions, 0.0, 1.45, 0.60, 0.60)
-    light = light + _tinted(_soft_box(directions, -2.3, 0.65, 0.45, 0.45), (6.4, 6.2, 5.9))
-    light = light + _tinted(_soft_box(directions, 0.75, 0.60, 0.42, 0.42), (4.6, 4.7, 4.9))
+    light = light + 1.7 * _soft_box(directions, 0.0, 1.45, 0.60, 0.60)
+    light = light + _tinted(_soft_box(directions, -2.3, 0.65, 0.45, 0.45), (5.4, 5.25, 5.0))
+    light = light + _tinted(_soft_box(directions, 0.75, 0.60, 0.42, 0.42), (3.7, 3.8, 3.95))
     light = light + 1.8 * _soft_box(directions, -0.75, 0.25, 0.16, 0.70)
     return light + 1.8 * _soft_box(directions, 2.4, 0.25, 0.16, 0.70)
 
