@@ -166,7 +166,8 @@ class Pipeline:
             generation = self._generate(image, options, progress)
             timings = dict(generation.timings)
             statistics = None
-            if options.return_no_background and generation.cutout is not None:
+            with_cutout = options.return_no_background and generation.cutout is not None
+            if with_cutout:
                 write_png(generation.cutout, png)
             if options.generate_model:
                 with _timed(timings, "model"):
@@ -192,7 +193,7 @@ class Pipeline:
                     )
                     write_video(frames, mp4, fps=VIDEO_FPS)
         return Files(
-            no_background_image=png if options.return_no_background else None,
+            no_background_image=png if with_cutout else None,
             video=mp4 if options.generate_video else None,
             model_file=glb if options.generate_model else None,
             seed=generation.seed,
