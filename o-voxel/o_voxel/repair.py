@@ -40,7 +40,7 @@ def fill_holes(vertices: Tensor, faces: Tensor, max_hole_perimeter: float = 0.03
     simple[edges.ends[edges.counts > 2].reshape(-1)] = False
     by_vertex = torch.argsort(ends, stable=True)
     pairs = owner[by_vertex[simple[ends[by_vertex]]]].reshape(-1, 2)
-    loops, loop = _components(pairs, len(rim))
+    loops, loop = components(pairs, len(rim))
 
     # A closed chain meets each of its vertices at least twice.
     visits = torch.unique(ends * loops + loop.repeat(2), return_counts=True)
@@ -103,7 +103,7 @@ def repair_non_manifold_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, 
             torch.stack([one_end, torch.where(aligned, other_end, other)], 1),
         ]
     )
-    count, label = _components(pairs, len(flat))
+    count, label = components(pairs, len(flat))
     source = torch.empty(count, dtype=torch.int64, device=faces.device)
     source[label] = flat
     return vertices[source], label.reshape(-1, 3).to(faces.dtype)
@@ -112,7 +112,7 @@ def repair_non_manifold_edges(vertices: Tensor, faces: Tensor) -> tuple[Tensor, 
 def remove_small_components(vertices: Tensor, faces: Tensor, min_area: float) -> tuple[Tensor, Tensor]:
     """Drop pieces (faces joined by edges of exactly two faces) whose area is below ``min_area``."""
     check_mesh(vertices, faces)
-    count, piece = _components(manifold_edges(faces, len(vertices)) // 3, len(faces))
+    count, piece = components(manifold_edges(faces, len(vertices)) // 3, len(faces))
     areas = torch.zeros(count, dtype=torch.float64, device=faces.device)
     areas.index_add_(0, piece, _normals(vertices, faces).norm(dim=1).double() / 2)
     return _compact(vertices, faces[areas[piece] >= min_area])
@@ -127,7 +127,7 @@ def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Te
     if not len(faces):
         return vertices, faces
     pairs = manifold_edges(faces, len(vertices)) // 3
-    count, piece = _components(pairs, len(faces))
+    count, piece = components(pairs, len(faces))
     flipped = _flips_along_tree(faces, pairs, count, piece)
     normals = _normals(vertices, faces).double()
     normals[flipped] *= -1
@@ -182,7 +182,7 @@ def _next_corner(half_edge: Tensor) -> Tensor:
     return half_edge - half_edge % 3 + (half_edge + 1) % 3
 
 
-def _components(pairs: Tensor, count: int) -> tuple[int, Tensor]:
+def components(pairs: Tensor, count: int) -> tuple[int, Tensor]:
     """Connected components of ``count`` nodes, numbered by their smallest node: (how many, label of each node)."""
     if count == 0:
         return 0, torch.empty(0, dtype=torch.int64, device=pairs.device)
