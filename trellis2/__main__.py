@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .errors import Cancelled, CapacityError, CheckpointError, InputError
@@ -153,14 +153,14 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     # Before gigabytes of weights are loaded for a file that is no picture.
     image = open_image(arguments.image)
-    started = time.perf_counter()
+    started = perf_counter()
     with _reporting(quiet=arguments.quiet) as on_progress:
         from .pipeline import Pipeline
 
         _require_device(arguments.device)
         pipeline = Pipeline.from_pretrained(arguments.model, device=arguments.device, low_vram=arguments.low_vram)
         files = pipeline.run(image, options, arguments.out, on_progress)
-    result = {**asdict(files), "seconds": round(time.perf_counter() - started, 3)}
+    result = {**asdict(files), "seconds": round(perf_counter() - started, 3)}
     _write(_as_json(result) if arguments.json else _summary(files, result["seconds"]))
 
 
