@@ -317,7 +317,7 @@ def house() -> Image.Image:
 
     def walls(p: Array) -> Array:
         slope = (np.abs(p[:, 0]) * 0.72 + (p[:, 2] - 0.385) * 0.86) / math.hypot(0.72, 0.86)
-        return np.maximum(box(p, (0, 0, 0.02), (0.30, 0.25, 0.42), 0.01), slope)
+        return np.maximum(box(p, (0, 0, 0.035), (0.30, 0.25, 0.405), 0.01), slope)
 
     def windows(p: Array) -> Array:
         sides = [box(p, (s * 0.30, y, -0.06), (0.012, 0.062, 0.075), 0.005) for s in (-1, 1) for y in (-0.11, 0.12)]

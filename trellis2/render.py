@@ -23,7 +23,7 @@ from .errors import InputError
 from .mesh import ALPHA, BASE_COLOR, MATERIAL_CHANNELS, METALLIC, ROUGHNESS, Asset
 from .progress import OnStep, ignore_step
 
-_OPAQUE = 1 - 1 / 512  # no layer behind this much coverage can change an 8-bit picture
+_OPAQUE = 1 - 1 / 512  # what lies behind this much coverage is lost in 8 bits
 _NO_DEPTH = 1e10
 _LAYERS = 8
 
@@ -299,10 +299,7 @@ def _trace(scene: _Scene, camera: Camera, positions: Tensor, environment: Enviro
     hits = scene.rays.first_hits(origins, directions)
     active = torch.arange(rays, device=device)
     for layer in range(layers):
-        kept = hits.faces >= 0
-        if layer > 0:
-            kept &= seen.coverage[active, 0] < _OPAQUE
-        kept = kept.nonzero()[:, 0]
+        kept = (hits.faces >= 0).nonzero()[:, 0]
         active, hits = active[kept], Hits(hits.faces[kept], hits.barycentric[kept], hits.t[kept])
         if len(active) == 0:
             break

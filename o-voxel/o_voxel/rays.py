@@ -112,9 +112,7 @@ def _cast_rays(
         t[i] = travelled + query.t
 
 
-def ray_hits_reference(
-    vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor, layers: int
-) -> list[Hits]:
+def ray_hits_reference(vertices: Tensor, faces: Tensor, origins: Tensor, directions: Tensor, layers: int) -> list[Hits]:
     """Layers of hits from near to far, by testing every ray with every face in float64 (Möller-Trumbore)."""
     a, b, c = (vertices.double()[faces[:, k].long()] for k in range(3))
     origin, direction = origins.double()[:, None], directions.double()[:, None]
