@@ -154,13 +154,13 @@ def with_alpha(asset: Asset, alpha: Tensor) -> Asset:
 
 
 def test_alpha_mode() -> None:
-    asset = voxelise(bumpy_sphere(), 48)
+    asset = voxelise(bumpy_sphere(), 40)
     coords = asset.material.coords
     generator = torch.Generator().manual_seed(0)
     one = torch.ones(len(coords))
     stray = torch.where(torch.rand(len(coords), generator=generator) < 0.02, 0.1, 0.99)
-    window = torch.where(coords[:, 2] > 30, 0.0, 1.0)
-    glass = torch.where(coords[:, 2] > 30, 0.4, 1.0)
+    window = torch.where(coords[:, 2] > 25, 0.0, 1.0)
+    glass = torch.where(coords[:, 2] > 25, 0.4, 1.0)
 
     def baked(alpha: Tensor, mode: str = "auto") -> TexturedMesh:
         return bake(with_alpha(asset, alpha), decimation_target=2000, texture_size=256, alpha_mode=mode)
@@ -172,13 +172,13 @@ def test_alpha_mode() -> None:
     cut = baked(window)
     assert cut.alpha_mode == "MASK"
     points, texture, _ = look_up(cut, 20_000)
-    height = (points[:, 2] + 0.5) * 48
-    assert (texture[height > 32, 3] < 0.1).all()
-    assert (texture[height < 29, 3] > 0.999).all()
+    height = (points[:, 2] + 0.5) * 40
+    assert (texture[height > 27, 3] < 0.1).all()
+    assert (texture[height < 24, 3] > 0.999).all()
     see_through = baked(glass)
     assert see_through.alpha_mode == "BLEND"
     points, texture, _ = look_up(see_through, 20_000)
-    assert (texture[(points[:, 2] + 0.5) * 48 > 32, 3] - 0.4).abs().max() < 0.01
+    assert (texture[(points[:, 2] + 0.5) * 40 > 27, 3] - 0.4).abs().max() < 0.01
     assert baked(glass, "mask").alpha_mode == "MASK"
     assert baked(one, "blend").alpha_mode == "BLEND"
     forced = baked(glass, "opaque")
@@ -206,7 +206,7 @@ def test_a_few_loose_faces_are_an_asset_too() -> None:
     asset = voxelise(bumpy_sphere(), 32)
     few = replace(asset, mesh=Mesh(asset.mesh.vertices, asset.mesh.faces[::400]))
     mesh = bake(few, decimation_target=1000, texture_size=64)
-    assert len(mesh.faces) > 0
+    assert len(mesh.faces) >= len(few.mesh.faces)
     check_sound(mesh, 64)
 
 

@@ -17,7 +17,7 @@ from o_voxel.repair import (
     repair_non_manifold_edges,
     unify_face_orientations,
 )
-from o_voxel.sample import grid_sample_3d
+from o_voxel.sample import VoxelField
 from o_voxel.simplify import simplify
 from o_voxel.unwrap import unwrap
 from scipy.spatial import cKDTree
@@ -40,7 +40,7 @@ from .progress import OnStep, ignore_step
 
 _EMPTY = "The model produced an empty surface: try another seed or picture."
 _HOLE_PERIMETER = 0.03
-_CRUMB_AREA = 1e-5
+_CRUMB_AREA, _CRUMB_SHARE = 1e-5, 0.1
 _CREASE_DEGREES = 40.0
 _TEXELS_AT_ONCE = 1 << 19
 _OPAQUE = 0.98  # alpha from which a texel counts as solid
@@ -135,8 +135,14 @@ def _cleaned(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     mesh = remove_duplicate_faces(*remove_degenerate_faces(vertices, faces))
     mesh = repair_non_manifold_edges(*mesh)
     without_crumbs = remove_small_components(*mesh, _CRUMB_AREA)
-    # A surface of nothing but crumbs is kept: it is all there is.
-    return fill_holes(*(without_crumbs if len(without_crumbs[1]) else mesh), _HOLE_PERIMETER)
+    # Where crumbs are a good part of the surface, they are no crumbs.
+    crumbs = 1 - _area(*without_crumbs) / max(_area(*mesh), 1e-300)
+    return fill_holes(*(without_crumbs if crumbs < _CRUMB_SHARE else mesh), _HOLE_PERIMETER)
+
+
+def _area(vertices: Tensor, faces: Tensor) -> float:
+    a, b, c = vertices.double()[faces.long()].unbind(1)
+    return float(torch.linalg.cross(b - a, c - a).norm(dim=1).sum()) / 2
 
 
 class _Material:
@@ -144,19 +150,20 @@ class _Material:
 
     def __init__(self, voxels: MaterialVoxels) -> None:
         self._voxels = voxels
-        self._coords = torch.nn.functional.pad(voxels.coords.int(), (1, 0))
+        coords = torch.nn.functional.pad(voxels.coords.int(), (1, 0))
         attrs = voxels.attrs.float().clone()
-        attrs[:, ALPHA] = _without_stray_holes(self._coords, attrs[:, ALPHA])
+        attrs[:, ALPHA] = _without_stray_holes(coords, attrs[:, ALPHA])
         # The last channel tells where there was anything to sample.
         self._feats = torch.cat([attrs, torch.ones_like(attrs[:, :1])], dim=1)
-        self._shape = (1, self._feats.shape[1], *(int(v) + 1 for v in voxels.coords.amax(0)))
+        shape = (1, self._feats.shape[1], *(int(v) + 1 for v in voxels.coords.amax(0)))
+        self._field = VoxelField(self._feats, coords, shape)
         self._tree: cKDTree | None = None
 
     def at(self, points: Tensor) -> Tensor:
         """(P, 6) attributes at points (P, 3)."""
         origin = torch.tensor(self._voxels.origin, device=points.device)
         grid = (points - origin) / self._voxels.voxel_size
-        values = grid_sample_3d(self._feats, self._coords, self._shape, grid[None])[0]
+        values = self._field.sample(grid[None])[0]
         lost = values[:, -1] < 0.5
         if bool(lost.any()):
             if self._tree is None:

@@ -18,6 +18,41 @@ _BRICK = wp.constant(8)
 _CELLS = 8**3
 
 
+class VoxelField:
+    """Features on sparse voxels, indexed once to be sampled many times.
+
+    feats: (N, C) float. coords: (N, 4) int [batch, x, y, z], each once. shape: (B, C, X, Y, Z).
+    Raises ValueError on wrong shapes or coordinates outside ``shape``.
+    """
+
+    def __init__(self, feats: Tensor, coords: Tensor, shape: Sequence[int]) -> None:
+        _check_voxels(feats, coords, shape)
+        self._shape = [int(v) for v in shape]
+        self._dtype = feats.dtype
+        self._feats = feats.detach().float().contiguous()
+        self._table, self._bricks, self._size = _brick_table(coords, self._shape[0], self._shape[2:])
+
+    def sample(self, grid: Tensor, mode: str = "trilinear") -> Tensor:
+        """(B, P, C) features at ``grid`` (B, P, 3); see ``grid_sample_3d``."""
+        _check_grid(grid, self._shape, mode)
+        points = grid.detach().float().contiguous().view(-1, 3)
+        channels = self._feats.shape[1]
+        out = torch.zeros((len(points), channels), dtype=torch.float32, device=points.device)
+        arguments = [
+            shared(points, wp.vec3),
+            shared(self._feats.view(-1), wp.float32),
+            shared(self._table, wp.int32),
+            shared(self._bricks, wp.int32),
+            wp.vec3i(*self._size),
+            wp.vec3i(*self._shape[2:]),
+            grid.shape[1],
+            channels,
+            shared(out.view(-1), wp.float32),
+        ]
+        launch(_trilinear if mode == "trilinear" else _nearest, len(points), arguments, points.device)
+        return out.view(grid.shape[0], -1, channels).to(self._dtype)
+
+
 def grid_sample_3d(
     feats: Tensor, coords: Tensor, shape: Sequence[int], grid: Tensor, mode: str = "trilinear"
 ) -> Tensor:
@@ -30,43 +65,22 @@ def grid_sample_3d(
     Returns (B, P, C) in the type of ``feats``; zero where no voxel is near.
     Raises ValueError on wrong shapes or coordinates outside ``shape``.
     """
-    _check(feats, coords, shape, grid, mode)
-    batches, channels = grid.shape[0], feats.shape[1]
-    points = grid.reshape(-1, 3).float().contiguous()
-    out = torch.zeros((len(points), channels), dtype=torch.float32, device=feats.device)
-    if len(coords) == 0 or len(points) == 0:
-        return out.view(batches, -1, channels).to(feats.dtype)
-    extent = [int(v) for v in shape[2:]]
-    table, bricks, size = _brick_table(coords, int(shape[0]), extent)
-    arguments = [
-        shared(points, wp.vec3),
-        shared(feats.float().contiguous().view(-1), wp.float32),
-        shared(table, wp.int32),
-        shared(bricks, wp.int32),
-        wp.vec3i(*size),
-        wp.vec3i(*extent),
-        grid.shape[1],
-        channels,
-        shared(out.view(-1), wp.float32),
-    ]
-    launch(_trilinear if mode == "trilinear" else _nearest, len(points), arguments, feats.device)
-    return out.view(batches, -1, channels).to(feats.dtype)
+    return VoxelField(feats, coords, shape).sample(grid, mode)
 
 
 def grid_sample_3d_reference(
     feats: Tensor, coords: Tensor, shape: Sequence[int], grid: Tensor, mode: str = "trilinear"
 ) -> Tensor:
     """``grid_sample_3d`` in plain torch, through a dense volume: for tests, and for small grids only."""
-    _check(feats, coords, shape, grid, mode)
+    _check_voxels(feats, coords, shape)
+    _check_grid(grid, shape, mode)
     extent = torch.tensor(shape[2:], device=grid.device)
     rows = torch.full((int(shape[0]), *map(int, shape[2:])), -1, device=coords.device)
     rows[tuple(coords.long().T)] = torch.arange(len(coords), device=coords.device)
     batch = torch.arange(grid.shape[0], device=grid.device)[:, None].expand(grid.shape[:2])
     total = torch.zeros((*grid.shape[:2], feats.shape[1]), device=feats.device)
     weights = torch.zeros((*grid.shape[:2], 1), device=feats.device)
-    corners = (
-        [(0, 0, 0)] if mode == "nearest" else [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-    )
+    corners = [(0, 0, 0)] if mode == "nearest" else [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
     for corner in corners:
         if mode == "nearest":
             voxel = grid.trunc().long()
@@ -83,21 +97,24 @@ def grid_sample_3d_reference(
     return (total / weights.clamp_min(1e-12)).to(feats.dtype)
 
 
-def _check(feats: Tensor, coords: Tensor, shape: Sequence[int], grid: Tensor, mode: str) -> None:
-    if mode not in ("trilinear", "nearest"):
-        raise ValueError(f"mode={mode!r} must be 'trilinear' or 'nearest'.")
+def _check_voxels(feats: Tensor, coords: Tensor, shape: Sequence[int]) -> None:
     if feats.ndim != 2 or not feats.is_floating_point():
         raise ValueError(f"feats must be floating point of shape (N, C), not {tuple(feats.shape)}.")
     if coords.shape != (len(feats), 4):
         raise ValueError(f"coords must have shape ({len(feats)}, 4), not {tuple(coords.shape)}.")
     if len(shape) != 5 or int(shape[1]) != feats.shape[1]:
         raise ValueError(f"shape must be (B, {feats.shape[1]}, X, Y, Z), not {tuple(shape)}.")
-    if grid.ndim != 3 or grid.shape[0] != shape[0] or grid.shape[2] != 3:
-        raise ValueError(f"grid must have shape ({shape[0]}, P, 3), not {tuple(grid.shape)}.")
     if len(coords):
         limit = torch.tensor([shape[0], *shape[2:]], device=coords.device)
         if bool((coords < 0).any()) or bool((coords >= limit).any()):
             raise ValueError(f"coords must lie inside shape={tuple(shape)}.")
+
+
+def _check_grid(grid: Tensor, shape: Sequence[int], mode: str) -> None:
+    if grid.ndim != 3 or grid.shape[0] != shape[0] or grid.shape[2] != 3:
+        raise ValueError(f"grid must have shape ({shape[0]}, P, 3), not {tuple(grid.shape)}.")
+    if mode not in ("trilinear", "nearest"):
+        raise ValueError(f"mode={mode!r} must be 'trilinear' or 'nearest'.")
 
 
 def _brick_table(coords: Tensor, batches: int, extent: list[int]) -> tuple[Tensor, Tensor, list[int]]:
