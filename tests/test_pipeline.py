@@ -149,7 +149,8 @@ def test_files_are_written_as_asked(pipeline: Pipeline, tmp_path: Path) -> None:
     assert files.no_background_image is not None
     assert files.video is not None
     assert files.model_file is not None
-    assert Image.open(files.no_background_image).mode == "RGBA"
+    with Image.open(files.no_background_image) as cutout:
+        assert cutout.mode == "RGBA"
     assert files.model_file.read_bytes()[:4] == b"glTF"
     assert b"ftyp" in files.video.read_bytes()[:12]
     assert files.statistics is not None

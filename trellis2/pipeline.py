@@ -166,9 +166,9 @@ class Pipeline:
             generation = self._generate(image, options, progress)
             timings = dict(generation.timings)
             statistics = None
-            with_cutout = options.return_no_background and generation.cutout is not None
-            if with_cutout:
-                write_png(generation.cutout, png)
+            cutout = generation.cutout if options.return_no_background else None
+            if cutout is not None:
+                write_png(cutout, png)
             if options.generate_model:
                 with _timed(timings, "model"):
                     textured = bake(
@@ -193,7 +193,7 @@ class Pipeline:
                     )
                     write_video(frames, mp4, fps=VIDEO_FPS)
         return Files(
-            no_background_image=png if with_cutout else None,
+            no_background_image=png if cutout is not None else None,
             video=mp4 if options.generate_video else None,
             model_file=glb if options.generate_model else None,
             seed=generation.seed,

@@ -66,9 +66,12 @@ def orbit_camera(yaw: float, pitch: float, radius: float, fov_degrees: float) ->
 
 
 def turntable_camera(frame: int, frames: int) -> Camera:
-    """The original's camera path: one turn at distance 2 with a wave in pitch. Frame ``frames`` is frame 0 again."""
+    """The original's camera path, but from the front (-y): one turn at distance 2 with a wave in pitch.
+
+    Frame ``frames`` is frame 0 again.
+    """
     turn = 2 * math.pi * frame / frames
-    return orbit_camera(math.pi / 2 - turn, 0.25 + 0.5 * math.sin(turn), _ORBIT_RADIUS, _ORBIT_FOV)
+    return orbit_camera(math.pi - turn, 0.25 + 0.5 * math.sin(turn), _ORBIT_RADIUS, _ORBIT_FOV)
 
 
 def render(

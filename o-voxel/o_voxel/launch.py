@@ -8,6 +8,8 @@ belongs to their own items.
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,7 +56,25 @@ if hasattr(wp.config, "log_level"):
 else:  # Warp before 1.19
     wp.config.quiet = True
 wp.config.enable_backward = False
-wp.init()
+
+
+def _initialise() -> None:
+    """Start Warp; on a machine without a GPU, without its native code's remark that there is no driver."""
+    if torch.cuda.is_available():
+        wp.init()
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        wp.init()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+_initialise()
 
 _SMALLEST_SHARE = 2048
 
