@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from o_voxel.rays import Hits, RayMesh
-from o_voxel.sample import grid_sample_3d
+from o_voxel.sample import VoxelField
 from torch import Tensor
 
 from . import environment as light
@@ -238,9 +238,8 @@ class _Scene:
         self.normals = F.normalize(torch.linalg.cross(edges[:, 0], edges[:, 1], dim=-1), dim=-1)
         self.rays = RayMesh(self.vertices, asset.mesh.faces)
         voxels = asset.material
-        self.attributes = voxels.attrs.float()
-        self.coords = F.pad(voxels.coords, (1, 0))
-        self.shape = [1, MATERIAL_CHANNELS, *(int(n) + 1 for n in voxels.coords.amax(0))]
+        shape = [1, MATERIAL_CHANNELS, *(int(n) + 1 for n in voxels.coords.amax(0))]
+        self.field = VoxelField(voxels.attrs.float(), F.pad(voxels.coords, (1, 0)), shape)
         self.origin = torch.tensor(voxels.origin, device=self.device)
         self.voxel_size = voxels.voxel_size
 
@@ -250,7 +249,7 @@ class _Scene:
     def material(self, points: Tensor) -> Tensor:
         """Attributes (P, 6) at points (P, 3)."""
         where = (points - self.origin) / self.voxel_size
-        return grid_sample_3d(self.attributes, self.coords, self.shape, where[None])[0]
+        return self.field.sample(where[None])[0]
 
 
 @dataclass(frozen=True)
