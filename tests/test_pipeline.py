@@ -103,7 +103,7 @@ def test_presets_mean_what_they_say(pipeline: Pipeline, pipeline_type: str) -> N
 
 
 def test_cascade_falls_to_the_resolution_that_fits(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
-    coarse = torch.cartesian_prod(*[torch.arange(6)] * 3) + 8
+    coarse = torch.cartesian_prod(*[torch.arange(12)] * 3) + 8
     grid = Grid(torch.cat([torch.zeros(len(coarse), 1), coarse], dim=1).int())
     feats = torch.randn(len(grid), 8, generator=torch.Generator().manual_seed(0))
     sizes = {r: len(pipeline.refine_grid(Voxels(feats, grid), r, 10**9)[0]) for r in (1536, 1408, 1280, 1024)}

@@ -294,7 +294,7 @@ def test_the_turn_closes() -> None:
 
 @pytest.mark.parametrize("resolution", [64, 66])
 def test_panels(resolution: int) -> None:
-    asset = Asset(quads(0.0, half=0.45), material((0.1, 0.9, 0.1), 0.25, 0.75, 1.0))
+    asset = Asset(quads(0.0, half=0.45), material((0.2, 0.8, 0.2), 0.25, 0.75, 1.0))
     frame = next(turntable(asset, frames=8, resolution=resolution, panels=True))
     height, width, _ = frame.shape
     assert width == 2 * resolution
@@ -304,7 +304,7 @@ def test_panels(resolution: int) -> None:
     half = resolution // 2
     row = frames[0][resolution + half // 2]
     base, metallic, roughness, alpha = (row[half // 2 + half * i].astype(int) for i in range(4))
-    assert base.tolist() == [26, 230, 26]
+    assert base.tolist() == [51, 204, 51]
     assert metallic.tolist() == [64] * 3
     assert roughness.tolist() == [191] * 3
     assert alpha.tolist() == [255] * 3
