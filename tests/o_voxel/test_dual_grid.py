@@ -67,6 +67,7 @@ def test_missing_voxel_gives_no_quad() -> None:
     assert vertices.shape == faces.shape == (0, 3)
 
 
+@torch.enable_grad()
 def test_train_adds_the_weighted_middle_and_carries_gradients() -> None:
     offsets = HALVES.clone().requires_grad_()
     weights = torch.tensor([[3.0], [1.0], [1.0], [1.0]], requires_grad=True)
