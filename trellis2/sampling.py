@@ -60,7 +60,7 @@ def _guided(
     velocity: Velocity, x: Tensor, t: float, cond: Tensor, lengths: Sequence[int], options: SamplerOptions
 ) -> Tensor:
     low, high = options.guidance_interval
-    # Floating point decides at the ends of the interval: 0.6 may fall just outside [0.6, 1], as in the original.
+    # A step at the very end of the interval is inside or not as floating point has it, as in the original.
     strength = options.guidance_strength if low <= t <= high else 1.0
     model_t = torch.full((len(lengths),), 1000 * t, dtype=torch.float32, device=x.device)
     if strength == 0:
