@@ -7,8 +7,9 @@ those of the published checkpoints (FlexiDualGridVae*, SparseUnetVae*).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -107,12 +108,7 @@ class VoxelEncoder(nn.Module):
         self.config = config
         channels = config.model_channels
         self.input_layer = nn.Linear(config.io_channels, channels[0])
-        self.blocks = nn.ModuleList()
-        for level, count in enumerate(config.num_blocks):
-            blocks: list[nn.Module] = [ConvNeXtBlock(channels[level]) for _ in range(count)]
-            if level + 1 < len(channels):
-                blocks.append(DownBlock(channels[level], channels[level + 1]))
-            self.blocks.append(nn.ModuleList(blocks))
+        self.blocks = _levels(config, DownBlock)
         self.to_latent = nn.Linear(channels[-1], 2 * config.latent_channels)
         self.set_dtype(torch.float16 if config.use_fp16 else torch.float32)
 
@@ -149,12 +145,7 @@ class VoxelDecoder(nn.Module):
         self.config = config
         channels = config.model_channels
         self.from_latent = nn.Linear(config.latent_channels, channels[0])
-        self.blocks = nn.ModuleList()
-        for level, count in enumerate(config.num_blocks):
-            blocks: list[nn.Module] = [ConvNeXtBlock(channels[level]) for _ in range(count)]
-            if level + 1 < len(channels):
-                blocks.append(UpBlock(channels[level], channels[level + 1], config.pred_subdiv))
-            self.blocks.append(nn.ModuleList(blocks))
+        self.blocks = _levels(config, partial(UpBlock, pred_subdiv=config.pred_subdiv))
         self.output_layer = nn.Linear(channels[-1], config.io_channels)
         self.set_dtype(torch.float16 if config.use_fp16 else torch.float32)
 
@@ -208,6 +199,18 @@ def dual_grid_fields(decoded: Voxels, margin: float) -> DualGrid:
     vertex, edge, split = decoded.feats.split([3, 3, 1], dim=1)
     offsets = (1 + 2 * margin) * vertex.sigmoid() - margin
     return DualGrid(decoded.grid, offsets, edge > 0, F.softplus(split))
+
+
+def _levels(config: VoxelVaeConfig, step: Callable[[int, int], nn.Module]) -> nn.ModuleList:
+    """The blocks of each resolution; ``step`` (from channels, to channels) leads from each to the next."""
+    channels = config.model_channels
+    levels = []
+    for level, count in enumerate(config.num_blocks):
+        blocks: list[nn.Module] = [ConvNeXtBlock(channels[level]) for _ in range(count)]
+        if level + 1 < len(channels):
+            blocks.append(step(channels[level], channels[level + 1]))
+        levels.append(nn.ModuleList(blocks))
+    return nn.ModuleList(levels)
 
 
 def _plain_norm(x: Tensor) -> Tensor:
