@@ -11,25 +11,19 @@ Settings of a deployment (environment):
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any, Optional
+from typing import Optional
 
 from cog import BaseModel, BasePredictor, Input, Path
 
 from trellis2.errors import InputError
-from trellis2.options import GenerateOptions
+from trellis2.options import GenerateOptions, video_settings
 from trellis2.pipeline import Pipeline
 
 # Where the server leaves answers that were too large for its pipe; it never deletes them.
 SERVER_FILES = pathlib.Path("/tmp/coglet/predictions")
-
-VIDEO_SETTINGS = {
-    "TRELLIS2_VIDEO_FRAMES": "video_frames",
-    "TRELLIS2_VIDEO_RESOLUTION": "video_resolution",
-}
 
 
 class Output(BaseModel):  # type: ignore[misc]
@@ -201,19 +195,6 @@ def checked_image(image: object) -> pathlib.Path:
     if image.stat().st_size == 0:
         raise InputError("image is empty: upload a picture, or check the base64 text of its data URL.")
     return image
-
-
-def video_settings() -> dict[str, Any]:
-    """Options of the turntable from the environment; raises InputError naming the variable."""
-    sizes: dict[str, Any] = {}
-    for variable, option in VIDEO_SETTINGS.items():
-        if variable in os.environ:
-            text = os.environ[variable]
-            if not text.isdecimal():
-                raise InputError(f"{variable}={text!r} must be a whole number.")
-            sizes[option] = int(text)
-    GenerateOptions(**sizes)
-    return sizes
 
 
 def cog_path(path: pathlib.Path | None) -> Path | None:

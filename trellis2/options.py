@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
@@ -14,6 +15,11 @@ PIPELINE_TYPES = ("512", "1024", "1024_cascade", "1536_cascade")
 TEXTURE_FORMATS = ("webp", "png")
 ALPHA_MODES = ("auto", "opaque", "mask", "blend")
 ENVIRONMENTS = ("studio", "soft", "sunset", "overcast")
+
+VIDEO_VARIABLES = {
+    "TRELLIS2_VIDEO_FRAMES": "video_frames",
+    "TRELLIS2_VIDEO_RESOLUTION": "video_resolution",
+}
 
 _SEED_BITS = 63
 
@@ -165,6 +171,19 @@ def option_specs() -> tuple[OptionSpec, ...]:
         for f in fields(GenerateOptions)
         if f.default is not MISSING
     )
+
+
+def video_settings() -> dict[str, Any]:
+    """Options of the turntable that a deployment sets in its environment; raises InputError naming the variable."""
+    sizes: dict[str, Any] = {}
+    for variable, option in VIDEO_VARIABLES.items():
+        if variable in os.environ:
+            text = os.environ[variable]
+            if not text.isdecimal():
+                raise InputError(f"{variable}={text!r} must be a whole number.")
+            sizes[option] = int(text)
+    GenerateOptions(**sizes)
+    return sizes
 
 
 def _checked(spec: OptionSpec, value: Any) -> Any:
