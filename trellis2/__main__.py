@@ -147,6 +147,8 @@ def _add_info(commands: Any) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    # Read when torch is imported: threads that spin while they wait starve those that work on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     names = {spec.name for spec in option_specs()}
     options = GenerateOptions(**{name: value for name, value in vars(arguments).items() if name in names})
     from .image import open_image
