@@ -212,6 +212,7 @@ def _document(
     texture = {"sampler": 0}
     webp = mime_type == "image/webp"
     material: dict[str, Any] = {
+        "name": "object",
         "pbrMetallicRoughness": {
             "baseColorTexture": {"index": 0},
             "metallicRoughnessTexture": {"index": 1},
