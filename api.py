@@ -1,0 +1,36 @@
+"""HTTP service: ``python api.py``, or ``uvicorn api:app --host 0.0.0.0 --port 8000``; /docs shows its routes.
+
+Settings of a deployment (environment):
+    TRELLIS2_MODEL             checkpoint to serve: a folder, or the id of a repository on the hub
+    TRELLIS2_DATA              folder of jobs, uploads and outputs (out/service); one process uses it at a time
+    TRELLIS2_HOST              address that ``python api.py`` listens at (127.0.0.1: this machine alone)
+    TRELLIS2_PORT              port that ``python api.py`` listens at (8000)
+    TRELLIS2_API_KEYS          keys, separated by commas, of which a caller has to send one; unset: anybody may call
+    TRELLIS2_CORS_ORIGINS      origins, separated by commas, whose pages may call from a browser; unset: none
+    TRELLIS2_QUEUE             jobs that may wait; more are answered with 429 (16)
+    TRELLIS2_KEEP_HOURS        age at which a job and its files are removed (168)
+    TRELLIS2_KEEP_GB           room for the files of all jobs; the oldest are removed first (20)
+    TRELLIS2_VIDEO_FRAMES      frames of the turntable (120)
+    TRELLIS2_VIDEO_RESOLUTION  width and height of the turntable in pixels (1024)
+"""
+
+from __future__ import annotations
+
+import sys
+
+import uvicorn
+
+from trellis2.errors import InputError
+from trellis2.service.app import create_app
+from trellis2.service.logs import log_as_json
+from trellis2.service.settings import settings_from_environment
+
+try:
+    settings = settings_from_environment()
+except InputError as error:
+    sys.exit(f"api.py: {error}")
+log_as_json()
+app = create_app(settings)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None)

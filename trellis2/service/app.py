@@ -1,0 +1,181 @@
+"""The application: the routes, what starts and stops with them, and what holds for every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trellis2.errors import InputError
+from trellis2.version import VERSION
+
+from .forms import FORM_BYTES
+from .jobs import COMPLETED, OPEN, JobStore
+from .routes import Service, router
+from .settings import Settings
+from .storage import Storage
+from .worker import Bell, Worker
+
+logger = logging.getLogger("trellis2.service")
+
+DATABASE = "jobs.sqlite3"
+
+_DOCUMENTATION = ("/docs", "/redoc")  # pages that load their scripts from elsewhere
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+_TOO_LARGE = f"The request has more than the {FORM_BYTES // 2**20} MB that are allowed; send a smaller picture."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application; it opens its files and loads the model when it is started."""
+    app = FastAPI(
+        title="TRELLIS.2",
+        version=VERSION,
+        description="One picture in; a textured GLB, a turntable MP4 and a cut-out PNG out.",
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.include_router(router)
+    app.add_exception_handler(InputError, _input_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
+    app.add_exception_handler(sqlite3.OperationalError, _full)
+    app.add_exception_handler(OSError, _full)
+    app.add_exception_handler(Exception, _unexpected)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Idempotency-Key", "Prefer"],
+            expose_headers=["Location", "Retry-After"],
+        )
+    app.add_middleware(Guard)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    storage = Storage(settings.data)
+    store = JobStore(settings.data / DATABASE)
+    for job in store.recover():
+        logger.warning("%s after an interruption", job.status, extra={"job_id": job.id})
+    storage.remove_strays(
+        {job.id for job in store.with_status(*OPEN)}, {job.id for job in store.with_status(COMPLETED) if job.files}
+    )
+    bell = Bell(asyncio.get_running_loop())
+    worker = Worker(settings, store, storage, bell)
+    app.state.service = service = Service(settings, store, storage, bell, worker)
+    worker.start()
+    with _told_to_stop(service):
+        yield
+    service.stopping = True
+    await asyncio.to_thread(worker.stop)
+    store.close()
+
+
+@contextmanager
+def _told_to_stop(service: Service) -> Iterator[None]:
+    """Let those who wait go as soon as the process is told to end: the server waits for them before it tells us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # embedded in a program that has its own ways
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: Any) -> None:
+        service.stopping = True
+        service.bell.ring()
+        then = before[signal.Signals(number)]
+        if callable(then):
+            then(number, frame)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Guard:
+    """Refuses bodies that are too large, before they are read, and adds the security headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > FORM_BYTES:
+                raise HTTPException(413, _TOO_LARGE)
+            return message
+
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"] not in _DOCUMENTATION:
+                    headers.setdefault("Content-Security-Policy", _POLICY)
+            await send(message)
+
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length) > FORM_BYTES:
+            await JSONResponse({"detail": _TOO_LARGE}, 413)(scope, receive, secured)
+        else:
+            await self.app(scope, limited, secured)
+
+
+def _input_error(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 422)
+
+
+def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    sentences = [f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in error.errors()]
+    return JSONResponse({"detail": "; ".join(sentences)}, 422)
+
+
+def _disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+def _full(request: Request, error: Exception) -> Response:
+    if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+        raise error
+    logger.error("Cannot store: %s", error)
+    return JSONResponse({"detail": "The service has no room left on its disk; try again later."}, 503)
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": "The service failed unexpectedly; its log has the details."}, 500)

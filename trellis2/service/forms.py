@@ -1,0 +1,107 @@
+"""The multipart form of POST /api/v1/image-to-3d: read with the names and ranges of trellis2.options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from trellis2.errors import InputError
+from trellis2.image import MAX_BYTES
+from trellis2.options import GenerateOptions, OptionSpec, option_specs
+
+# The service always gives the cut-out, as preview.png.
+SPECS = {spec.name: spec for spec in option_specs() if spec.documented and spec.name != "return_no_background"}
+WAIT = OptionSpec(
+    name="wait",
+    kind=bool,
+    default=True,
+    description="Answer when the job has ended. Off: answer at once with the job, which then goes on by itself.",
+    ge=None,
+    le=None,
+    choices=None,
+    documented=False,
+    optional=False,
+)
+FIELD_BYTES = 1024
+FORM_BYTES = MAX_BYTES + 2**20
+"""Largest body of a request: the picture and what is around it."""
+
+_TRUTHS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks for. ``options``: the documented ones, checked."""
+
+    picture: bytes
+    options: dict[str, Any]
+    wait: bool
+
+
+async def read_form(request: Request) -> Wish:
+    """Raises InputError for a value or a name that is not allowed, HTTPException 400, 413 or 415 for the form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise HTTPException(415, f"The body is {kind or 'of no type'}; send it as multipart/form-data.")
+    async with request.form(max_files=1, max_fields=len(SPECS) + 2, max_part_size=FIELD_BYTES) as form:
+        texts: dict[str, str] = {}
+        for name, value in form.multi_items():
+            if name != "image":
+                texts[name] = _text(name, value, texts)
+        wait = _parsed(WAIT, texts.pop("wait", ""))
+        if not isinstance(wait, bool):
+            raise InputError(f"wait={wait!r} must be true or false.")
+        given = {name: _parsed(SPECS[name], text) for name, text in texts.items()}
+        options = GenerateOptions(**given)
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise InputError("image is missing; upload a picture as the form's file named image.")
+        picture = await image.read(MAX_BYTES + 1)
+    if len(picture) > MAX_BYTES:
+        raise HTTPException(413, f"The picture has more than the {MAX_BYTES // 2**20} MB that are allowed.")
+    return Wish(picture, {name: getattr(options, name) for name in SPECS}, wait)
+
+
+def _text(name: str, value: str | UploadFile, known: dict[str, str]) -> str:
+    if name not in SPECS and name != WAIT.name:
+        raise InputError(f"{name[:80]!r} is not a parameter; they are image, {', '.join(SPECS)} and wait.")
+    if isinstance(value, UploadFile):
+        raise InputError(f"{name} is a file; give it as text.")
+    if name in known:
+        raise InputError(f"{name} is given twice; give it once.")
+    return value
+
+
+def _parsed(spec: OptionSpec, text: str) -> Any:
+    """The value that a text means; the text itself where it means none, for the sentence that says so."""
+    if not text:
+        return spec.default
+    if spec.kind is bool:
+        return _TRUTHS.get(text.lower(), text)
+    if spec.kind in (int, float):
+        assert isinstance(spec.kind, type)
+        try:
+            return spec.kind(text)
+        except ValueError:
+            return text
+    return text
+
+
+def form_schema() -> dict[str, Any]:
+    """The form as OpenAPI describes it."""
+    image = {"type": "string", "format": "binary", "description": "Picture of one object."}
+    properties = {"image": image} | {spec.name: _schema(spec) for spec in (*SPECS.values(), WAIT)}
+    schema = {"type": "object", "required": ["image"], "properties": properties}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _schema(spec: OptionSpec) -> dict[str, Any]:
+    assert isinstance(spec.kind, type)
+    schema = {"type": _JSON_TYPES[spec.kind], "default": spec.default, "description": spec.description}
+    limits = {"minimum": spec.ge, "maximum": spec.le, "enum": spec.choices and list(spec.choices)}
+    return schema | {key: value for key, value in limits.items() if value is not None}

@@ -1,0 +1,263 @@
+"""Jobs in SQLite: what was accepted is never lost, whatever happens to the process.
+
+One process owns the file (it is locked while open).  All calls are quick, lock for themselves and may come from any
+thread; the event loop makes them through its thread pool, because a commit waits for the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from trellis2.errors import InputError
+
+Status = Literal["queued", "running", "completed", "failed", "cancelled"]
+QUEUED: Final = "queued"
+RUNNING: Final = "running"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+OPEN: tuple[Status, ...] = (QUEUED, RUNNING)
+
+MAX_INTERRUPTIONS = 3
+"""A job whose process died this often in the middle of it is failed: it may be what kills the process."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    idempotency_key TEXT,
+    fingerprint TEXT NOT NULL,
+    options TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    finished REAL,
+    interruptions INTEGER NOT NULL DEFAULT 0,
+    cancelling INTEGER NOT NULL DEFAULT 0,
+    seed INTEGER,
+    timings TEXT NOT NULL DEFAULT '{}',
+    warnings TEXT NOT NULL DEFAULT '[]',
+    files TEXT NOT NULL DEFAULT '[]',
+    error TEXT,
+    error_kind TEXT,
+    UNIQUE (owner, idempotency_key)
+);
+CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, number);
+PRAGMA user_version = 1;
+"""
+_JSON = {"options", "timings", "warnings", "files"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. Times: seconds since 1970. ``files``: names of the outputs that exist. ``number`` gives the order."""
+
+    number: int
+    id: str
+    owner: str
+    fingerprint: str
+    options: dict[str, Any]
+    status: Status
+    created: float
+    started: float | None
+    finished: float | None
+    interruptions: int
+    cancelling: bool
+    seed: int | None
+    timings: dict[str, float]
+    warnings: list[str]
+    files: list[str]
+    error: str | None
+    error_kind: str | None
+
+    @property
+    def open(self) -> bool:
+        return self.status in OPEN
+
+
+class QueueFullError(Exception):
+    """As many jobs wait as may."""
+
+
+class KeyReusedError(Exception):
+    """An idempotency key came again with another request."""
+
+
+class JobStore:
+    """The table of jobs. Raises InputError where another process has it open."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
+        self._db.row_factory = sqlite3.Row
+        try:
+            # The lock is taken by the first write below and held until the process ends, however it ends.
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise InputError(
+                f"{path} cannot be opened ({error}); stop the other service that uses it, or choose another "
+                "folder with TRELLIS2_DATA."
+            ) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def new_id(self) -> str:
+        return str(uuid.uuid4())  # 122 bits of the system's randomness: not to be guessed
+
+    def submit(
+        self,
+        job_id: str,
+        owner: str,
+        options: Mapping[str, Any],
+        fingerprint: str,
+        *,
+        idempotency_key: str | None,
+        queue_limit: int,
+    ) -> Job:
+        """Add a job to the queue, or return the one that was added with the same key.
+
+        Raises KeyReusedError where that one has another fingerprint, and QueueFullError.
+        """
+        with self._lock, self._db:
+            if idempotency_key is not None:
+                known = self._one("owner = ? AND idempotency_key = ?", owner, idempotency_key)
+                if known is not None:
+                    if known.fingerprint != fingerprint:
+                        raise KeyReusedError
+                    return known
+            if self._count("status = ?", QUEUED) >= queue_limit:
+                raise QueueFullError
+            self._db.execute(
+                "INSERT INTO jobs (id, owner, idempotency_key, fingerprint, options, status, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job_id, owner, idempotency_key, fingerprint, json.dumps(dict(options)), QUEUED, time.time()),
+            )
+            return self._get(job_id)
+
+    def get(self, job_id: str) -> Job | None:
+        with self._lock:
+            return self._one("id = ?", job_id)
+
+    def page(self, owner: str, *, status: Status | None, limit: int, before: int | None) -> list[Job]:
+        """Jobs of an owner, newest first; ``before``: only those with a smaller number."""
+        query = "SELECT * FROM jobs WHERE owner = ? AND number < ? AND (? IS NULL OR status = ?) "
+        query += "ORDER BY number DESC LIMIT ?"
+        with self._lock:
+            rows = self._db.execute(query, (owner, 2**62 if before is None else before, status, status, limit))
+            return [_job(row) for row in rows]
+
+    def position(self, job: Job) -> int | None:
+        """1 for the job that is next, None for one that does not wait."""
+        with self._lock:
+            ahead = self._count("status = ? AND number <= ?", QUEUED, job.number)
+        return ahead if job.status == QUEUED and ahead else None
+
+    def waiting(self) -> int:
+        with self._lock:
+            return self._count("status = ?", QUEUED)
+
+    def with_status(self, *statuses: Status) -> list[Job]:
+        """All jobs in any of these states, oldest first."""
+        marks = ", ".join("?" * len(statuses))
+        with self._lock:
+            rows = self._db.execute(f"SELECT * FROM jobs WHERE status IN ({marks}) ORDER BY number", statuses)
+            return [_job(row) for row in rows]
+
+    def claim(self) -> Job | None:
+        """Mark the oldest waiting job as running and return it."""
+        with self._lock, self._db:
+            job = self._one("status = ? ORDER BY number", QUEUED)
+            if job is None:
+                return None
+            return self._update(job.id, status=RUNNING, started=time.time())
+
+    def finish(self, job_id: str, status: Status, **facts: Any) -> Job:
+        """End a job. facts: seed, timings, warnings, files, error, error_kind."""
+        with self._lock, self._db:
+            return self._update(job_id, status=status, finished=time.time(), **facts)
+
+    def cancel(self, job_id: str) -> Job:
+        """End a waiting job, and mark a running one for the worker; an ended one stays as it is."""
+        with self._lock, self._db:
+            job = self._get(job_id)
+            if job.status == QUEUED:
+                return self._update(job_id, status=CANCELLED, finished=time.time(), cancelling=1)
+            return self._update(job_id, cancelling=1) if job.open else job
+
+    def requeue(self, job_id: str) -> None:
+        """Put a job back that the worker gave up because the service stops."""
+        with self._lock, self._db:
+            self._update(job_id, status=QUEUED, started=None)
+
+    def recover(self) -> list[Job]:
+        """Queue again, cancel or fail what a killed process was running; returns these jobs."""
+        with self._lock, self._db:
+            interrupted = [_job(row) for row in self._db.execute("SELECT * FROM jobs WHERE status = ?", (RUNNING,))]
+            return [self._recover(job) for job in interrupted]
+
+    def _recover(self, job: Job) -> Job:
+        count = job.interruptions + 1
+        if job.cancelling:
+            return self._update(job.id, status=CANCELLED, finished=time.time())
+        if count < MAX_INTERRUPTIONS:
+            return self._update(job.id, status=QUEUED, started=None, interruptions=count)
+        error = f"The service was interrupted {count} times in the middle of this job; it is not tried again."
+        return self._update(
+            job.id, status=FAILED, finished=time.time(), interruptions=count, error=error, error_kind="interrupted"
+        )
+
+    def forget_files(self, job_id: str) -> Job:
+        with self._lock, self._db:
+            return self._update(job_id, files=[])
+
+    def delete(self, job_id: str) -> None:
+        with self._lock, self._db:
+            self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def usual_seconds(self) -> float | None:
+        """Mean time of the last ten completed jobs."""
+        query = "SELECT avg(d) FROM (SELECT finished - started AS d FROM jobs WHERE status = ? ORDER BY number DESC "
+        with self._lock:
+            (mean,) = self._db.execute(query + "LIMIT 10)", (COMPLETED,)).fetchone()
+        return mean
+
+    def _one(self, where: str, *values: Any) -> Job | None:
+        row = self._db.execute(f"SELECT * FROM jobs WHERE {where} LIMIT 1", values).fetchone()
+        return None if row is None else _job(row)
+
+    def _get(self, job_id: str) -> Job:
+        job = self._one("id = ?", job_id)
+        assert job is not None
+        return job
+
+    def _count(self, where: str, *values: Any) -> int:
+        (count,) = self._db.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()
+        return int(count)
+
+    def _update(self, job_id: str, **values: Any) -> Job:
+        columns = ", ".join(f"{name} = ?" for name in values)
+        encoded = [json.dumps(value) if name in _JSON else value for name, value in values.items()]
+        self._db.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (*encoded, job_id))
+        return self._get(job_id)
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = {field.name: row[field.name] for field in fields(Job)}
+    values |= {name: json.loads(values[name]) for name in _JSON}
+    values["cancelling"] = bool(values["cancelling"])
+    return Job(**values)
