@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ def load_image_encoder(kind: str, source: str) -> ImageEncoder:
     """
     import transformers
 
+    if Path(source).is_dir():  # nothing to wait for, and two bars on one terminal cross each other
+        transformers.utils.logging.disable_progress_bar()
     if kind == "DinoV3FeatureExtractor":
         return ImageEncoder(transformers.DINOv3ViTModel.from_pretrained(source))
     if kind == "DinoV2FeatureExtractor":
