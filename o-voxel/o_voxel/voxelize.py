@@ -150,7 +150,7 @@ def check_triangles(corners: Tensor, grid: Grid) -> None:
     end = torch.tensor(grid.shape, device=corners.device) * grid.size
     if bool(((corners.amax(dim=1) < 0) | (corners.amin(dim=1) > end)).any(dim=1).all()):
         raise ValueError("aabb must hold some of the mesh, but every triangle lies outside of it.")
-    if not bool((_normals(corners) != 0).any()):
+    if not bool((unit_normals(corners) != 0).any()):
         raise ValueError("faces must hold a triangle with an area, but all are degenerate.")
 
 
@@ -158,7 +158,7 @@ def dual_grid_reference(
     corners: Tensor, faces: Tensor, grid: Grid, face_weight: float, boundary_weight: float, regularization: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole of mesh_to_flexible_dual_grid in torch; corners: (F, 3, 3) float32 from the grid's first corner."""
-    normals = _normals(corners).double()
+    normals = unit_normals(corners).double()
     planes = _plane_terms(normals, corners[:, 0].double())
 
     # Crossings of one edge are summed first: its four voxels all take the same sum.
@@ -169,8 +169,8 @@ def dual_grid_reference(
         keys, counts = torch.unique_consecutive(keys, return_counts=True)
         terms = torch.cat([planes[triangle], point, torch.ones_like(point[:, :1])], dim=1)
         edges.append(keys)
-        edge_sums.append(_segment_sum(terms[order], counts))
-    steps = [_around(axis, corners.device) for axis in range(3)]
+        edge_sums.append(segment_sum(terms[order], counts))
+    steps = [around(axis, corners.device) for axis in range(3)]
     keys = torch.cat([grid.keys(grid.voxels(edges[axis])[:, None] + steps[axis]).flatten() for axis in range(3)])
     keys = torch.unique(keys)
     coords = grid.voxels(keys)
@@ -239,7 +239,7 @@ def _touched(corners: Tensor, keys: Tensor, grid: Grid) -> Any:
     The separating-axis test (Akenine-Moller 2001; Schwarz and Seidel 2010) in float32: plane, then the three views.
     A triangle is followed column by column along the greatest axis of its normal.
     """
-    normals = _normals(corners)
+    normals = unit_normals(corners)
     size = grid.size
     shape = torch.tensor(grid.shape, device=corners.device)
     low = (corners.amin(dim=1) / size).trunc().clamp(torch.zeros_like(size), shape).long()
@@ -429,7 +429,7 @@ def _upper(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([a[:, i] * b[:, j] for i, j in _SYMMETRIC], dim=1)
 
 
-def _normals(corners: Tensor) -> Tensor:
+def unit_normals(corners: Tensor) -> Tensor:
     """Unit normals (F, 3) of triangles, zero where there is no area; float32 throughout."""
     a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 1]
     parts = [a[:, i - 2] * b[:, i - 1] - a[:, i - 1] * b[:, i - 2] for i in range(3)]
@@ -471,7 +471,7 @@ def _find(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return rows, keys[rows] == wanted
 
 
-def _around(axis: int, device: torch.device) -> Tensor:
+def around(axis: int, device: torch.device) -> Tensor:
     """Steps (4, 3) from a voxel to those around its far edge along an axis, itself first."""
     steps = torch.zeros((4, 3), dtype=torch.int64, device=device)
     steps[:, (axis + 1) % 3] = torch.tensor([0, 0, 1, 1])
@@ -479,7 +479,7 @@ def _around(axis: int, device: torch.device) -> Tensor:
     return steps
 
 
-def _segment_sum(values: Tensor, counts: Tensor) -> Tensor:
+def segment_sum(values: Tensor, counts: Tensor) -> Tensor:
     """Sums over runs of rows, in their order."""
     if not len(counts):
         return values
@@ -490,7 +490,7 @@ def _add(sums: Tensor, rows: Tensor, terms: Tensor) -> None:
     """Add (M, C) terms to the first C columns of the given rows, in one order everywhere."""
     rows, order = torch.sort(rows, stable=True)
     rows, counts = torch.unique_consecutive(rows, return_counts=True)
-    sums[:, : terms.shape[1]].index_add_(0, rows, _segment_sum(terms[order], counts))
+    sums[:, : terms.shape[1]].index_add_(0, rows, segment_sum(terms[order], counts))
 
 
 def _three(name: str, value: Any) -> Tensor:

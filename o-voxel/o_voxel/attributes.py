@@ -1,0 +1,454 @@
+"""Materials of textured meshes as attributes of voxels.
+
+The voxels are those of ``mesh_to_flexible_dual_grid``.  Each takes the mean over the triangles that cross its edges, of
+what their materials are at the point of the triangle's plane nearest to the voxel's centre.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_points
+from .voxelize import Grid, around, check_triangles, crossings, make_grid, segment_sum, unit_normals
+
+REPEAT, CLAMP, MIRROR = 0, 1, 2
+OPAQUE, MASK, BLEND = 0, 1, 2
+WIDTHS = {"base_color": 3, "metallic": 1, "roughness": 1, "emissive": 3, "alpha": 1, "normal": 3}
+_BLENDER_WRAP = {"REPEAT": REPEAT, "EXTEND": CLAMP, "CLIP": CLAMP, "MIRROR": MIRROR}
+_BLENDER_LINEAR = {"Linear": True, "Closest": False, "Cubic": True, "Smart": True}
+_LANCZOS = 1  # PIL.Image.Resampling
+_CHUNK = 1 << 17  # triangles at a time
+_LEAST_AREA = 1e-6  # of a triangle's texture coordinates, doubled
+_LEAST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class Texture:
+    """texels: (T, C) uint8, the rows of a square image, then those of its halvings. size: its side, a power of two."""
+
+    texels: Tensor
+    size: int
+    linear: bool = True
+    wrap: int = REPEAT
+
+
+@dataclass(frozen=True)
+class Material:
+    """glTF's metallic-roughness material; each texture is multiplied by its factor."""
+
+    base_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    metallic: float = 1.0
+    roughness: float = 1.0
+    emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    alpha: float = 1.0
+    alpha_mode: int = OPAQUE
+    alpha_cutoff: float = 0.5
+    base_color_texture: Texture | None = None
+    metallic_texture: Texture | None = None
+    roughness_texture: Texture | None = None
+    emissive_texture: Texture | None = None
+    alpha_texture: Texture | None = None
+    normal_texture: Texture | None = None
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Triangles by their corners: places, normals (F, 3, 3), uvs (F, 3, 2; v up), colors (F, 3, 4), material (F,)."""
+
+    corners: Tensor
+    normals: Tensor
+    uvs: Tensor
+    colors: Tensor
+    material: Tensor
+
+
+def textured_mesh_to_volumetric_attr(
+    mesh: Any,
+    voxel_size: Any = None,
+    grid_size: Any = None,
+    aabb: Any = None,
+    mip_level_offset: float = 0.0,
+    verbose: bool = False,
+    timing: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Turn a textured mesh into voxel attributes (o_voxel.convert.textured_mesh_to_volumetric_attr of TRELLIS.2).
+
+    mesh: path of a .glb or of another file that trimesh reads, trimesh.Scene, or trimesh.Trimesh. Vertex colours
+    multiply the base colour. Textures are repeated and filtered linearly, between sizes too; one that is not square
+    with a power of two as its side is resized to that. voxel_size, grid_size, aabb: as in mesh_to_flexible_dual_grid.
+    mip_level_offset: added to the level of detail. verbose, timing: write the grid and the seconds taken to stdout.
+
+    Returns (coords (N, 3) int32 in ascending order, attributes: "base_color" (N, 3), "metallic" (N, 1), "roughness"
+    (N, 1), "emissive" (N, 3), "alpha" (N, 1), "normal" (N, 3), all uint8; 0..255 is 0..1, for normals -1..1).
+    Raises ValueError naming the argument, ImportError where trimesh is missing.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise ImportError("textured_mesh_to_volumetric_attr needs trimesh: pip install trimesh pillow") from error
+    start = time.perf_counter()
+    if isinstance(mesh, (str, Path)):
+        mesh = trimesh.load(mesh)
+    parts = mesh.dump() if isinstance(mesh, trimesh.Scene) else [mesh]
+    if not parts or not all(isinstance(part, trimesh.Trimesh) and len(part.faces) for part in parts):
+        raise ValueError("mesh must be triangles, a scene of them, or the path of a file with nothing else.")
+    surfaces, materials = [], []
+    for index, part in enumerate(parts):
+        surfaces.append(_trimesh_surface(part, index))
+        materials.append(_trimesh_material(part))
+    return _voxelise(
+        surfaces, materials, voxel_size, grid_size, aabb, mip_level_offset, start if timing else None, verbose
+    )
+
+
+def blender_dump_to_volumetric_attr(
+    dump: dict[str, Any],
+    voxel_size: Any = None,
+    grid_size: Any = None,
+    aabb: Any = None,
+    mip_level_offset: float = 0.0,
+    verbose: bool = False,
+    timing: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same for a scene dumped from Blender (o_voxel.convert.blender_dump_to_volumetric_attr of TRELLIS.2).
+
+    dump["objects"]: dicts of arrays vertices (V, 3), faces (F, 3), normals (F, 3, 3), uvs (F, 3, 2) or None, mat_ids
+    (F,). dump["materials"]: dicts of baseColorFactor, metallicFactor, roughnessFactor, alphaFactor, alphaMode
+    ("OPAQUE", "MASK", "BLEND"), alphaCutoff, emissiveFactor (may be missing), and for each factor, and for normal, a
+    texture (baseColorTexture, ...) or None: {"image": bytes of a PNG, "interpolation": "Linear", "Closest", "Cubic" or "Smart",
+    "extension": "REPEAT", "EXTEND", "CLIP" or "MIRROR"}.
+    """
+    start = time.perf_counter()
+    materials = [_blender_material(material) for material in dump["materials"]]
+    surfaces = [_blender_surface(item) for item in dump["objects"]]
+    if not surfaces:
+        raise ValueError("dump['objects'] must hold at least one object.")
+    return _voxelise(
+        surfaces, materials, voxel_size, grid_size, aabb, mip_level_offset, start if timing else None, verbose
+    )
+
+
+def make_texture(image: Tensor, linear: bool = True, wrap: int = REPEAT) -> Texture:
+    """The texture of an (S, S, C) uint8 image; the halvings are means of four, rounded down."""
+    size = len(image)
+    levels = [image]
+    while linear and len(levels[-1]) > 1:
+        blocks = levels[-1].int()
+        blocks = blocks[::2, ::2] + blocks[1::2, ::2] + blocks[::2, 1::2] + blocks[1::2, 1::2]
+        levels.append((blocks // 4).byte())
+    return Texture(torch.cat([level.reshape(-1, image.shape[2]) for level in levels]), size, linear, wrap)
+
+
+def attributes_reference(
+    surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
+) -> tuple[Tensor, Tensor]:
+    """(coords (N, 3) int32, (N, 12) float64 attributes in the order of WIDTHS), in torch."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for index, material in enumerate(materials):
+        for chosen in torch.nonzero(surface.material == index)[:, 0].split(_CHUNK):
+            corners = surface.corners[chosen]
+            triangle, keys = _pairs(corners, grid)
+            weight, values = _evaluate(surface, chosen, triangle, grid.voxels(keys), material, grid, mip_level_offset)
+            parts.append(_total(keys, torch.cat([values * weight[:, None], weight[:, None]], dim=1)))
+    keys, sums = _total(torch.cat([keys for keys, _ in parts]), torch.cat([sums for _, sums in parts]))
+    return grid.voxels(keys).int(), sums[:, :-1] / sums[:, -1:]
+
+
+def _voxelise(
+    surfaces: list[Surface],
+    materials: list[Material],
+    voxel_size: Any,
+    grid_size: Any,
+    aabb: Any,
+    mip_level_offset: float,
+    start: float | None,
+    verbose: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    names = ("corners", "normals", "uvs", "colors", "material")
+    whole = Surface(*(torch.cat([getattr(surface, name) for surface in surfaces]) for name in names))
+    check_points("mesh vertices", whole.corners.reshape(-1, 3))
+    check_points("mesh normals", whole.normals.reshape(-1, 3))
+    check_points("mesh texture coordinates", whole.uvs.reshape(-1, 2), 2)
+    if not math.isfinite(mip_level_offset):
+        raise ValueError(f"mip_level_offset={mip_level_offset!r} must be finite.")
+    if bool((whole.material < 0).any()) or bool((whole.material >= len(materials)).any()):
+        raise ValueError(f"dump['objects'] must hold mat_ids from 0 to {len(materials) - 1}.")
+    points = whole.corners.reshape(-1, 3)
+    grid = make_grid(torch.stack([points.amin(dim=0), points.amax(dim=0)]), voxel_size, grid_size, aabb)
+    if verbose:
+        sys.stdout.write(f"grid {grid.shape}, voxel {grid.size.tolist()}, aabb {grid.box.tolist()}\n")
+    whole = Surface(whole.corners - grid.box[0], whole.normals, whole.uvs, whole.colors, whole.material)
+    check_triangles(whole.corners, grid)
+    coords, values = attributes_reference(whole, materials, grid, mip_level_offset)
+    values[:, 9:] = values[:, 9:] * 0.5 + 0.5
+    # Whole numbers stay what they are, whatever the rounding of the mean.
+    levels = (values * 255 + 1e-3).clamp(0, 255).byte()
+    attributes = dict(zip(WIDTHS, levels.split(list(WIDTHS.values()), dim=1), strict=True))
+    if start is not None:
+        sys.stdout.write(f"voxel attributes took {time.perf_counter() - start:.3f} s\n")
+    return coords, {name: value.contiguous() for name, value in attributes.items()}
+
+
+def _pairs(corners: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """(triangle, key of a voxel with an edge that it crosses), each pair once."""
+    triangles, keys = [], []
+    for axis in range(3):
+        triangle, voxel, _ = crossings(corners, axis, grid)
+        keys.append(grid.keys(voxel[:, None] + around(axis, corners.device)).flatten())
+        triangles.append(triangle.repeat_interleave(4))
+    unique, rows = torch.unique(torch.cat(keys), return_inverse=True)
+    pairs = torch.unique(torch.cat(triangles) * max(len(unique), 1) + rows)
+    return pairs // max(len(unique), 1), unique[pairs % max(len(unique), 1)]
+
+
+def _evaluate(
+    surface: Surface, chosen: Tensor, triangle: Tensor, voxels: Tensor, material: Material, grid: Grid, offset: float
+) -> tuple[Tensor, Tensor]:
+    """(weight (P,), attributes (P, 12)) of the triangles ``chosen[triangle]`` at the centres of voxels."""
+    corners, uvs = surface.corners[chosen], surface.uvs[chosen]
+    face_normals = unit_normals(corners).double()
+    tangent, bitangent, footprint = _tangents(corners, uvs, grid)
+    a, b, c = corners[triangle].double().unbind(1)
+    centres = (voxels + 0.5) * grid.size.double()
+    height = ((centres - a) * face_normals[triangle]).sum(dim=1)
+    ab, ac, ap = b - a, c - a, centres - a
+    d00, d01, d11 = (ab * ab).sum(1), (ab * ac).sum(1), (ac * ac).sum(1)
+    d20, d21 = (ap * ab).sum(1), (ap * ac).sum(1)
+    area = d00 * d11 - d01 * d01
+    flat = area <= 0
+    area = torch.where(flat, 1, area)
+    at_b = torch.where(flat, 0, (d11 * d20 - d01 * d21) / area)
+    at_c = torch.where(flat, 0, (d00 * d21 - d01 * d20) / area)
+    shares = torch.stack([1 - at_b - at_c, at_b, at_c], dim=1)[:, :, None]
+    row = chosen[triangle]
+    uv = (surface.uvs[row] * shares).sum(dim=1)
+    color = (surface.colors[row] * shares).sum(dim=1).clamp(0, 1)
+    normal = (surface.normals[row] * shares).sum(dim=1)
+
+    def sample(texture: Texture | None, width: int) -> Tensor:
+        if texture is None:
+            return torch.ones((len(uv), width), dtype=torch.float64)
+        return _sample(texture, uv, footprint[triangle], offset)
+
+    base = sample(material.base_color_texture, 3) * torch.tensor(material.base_color) * color[:, :3]
+    metallic = sample(material.metallic_texture, 1) * material.metallic
+    roughness = sample(material.roughness_texture, 1) * material.roughness
+    emissive = sample(material.emissive_texture, 3) * torch.tensor(material.emissive)
+    alpha = torch.ones_like(metallic)
+    if material.alpha_mode != OPAQUE:
+        alpha = sample(material.alpha_texture, 1) * material.alpha * color[:, 3:]
+        if material.alpha_mode == MASK:
+            alpha = (alpha >= material.alpha_cutoff).double()
+    if material.normal_texture is not None:
+        x, y, z = (sample(material.normal_texture, 3) * 2 - 1)[:, :, None].unbind(1)
+        normal = x * tangent[triangle] + y * bitangent[triangle] + z * normal
+        normal = torch.nn.functional.normalize(normal, dim=1)
+    weight = (1 - height).clamp_min(_LEAST_WEIGHT)
+    return weight, torch.cat([base, metallic, roughness, emissive, alpha, normal], dim=1)
+
+
+def _tangents(corners: Tensor, uvs: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """(tangent (F, 3), bitangent (F, 3), texture coordinates per voxel (F,)) of triangles."""
+    e1, e2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    d1, d2 = uvs[:, 1] - uvs[:, 0], uvs[:, 2] - uvs[:, 0]
+    area = d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0]
+    tangent = d2[:, 1:] * e1 - d1[:, 1:] * e2
+    bitangent = d1[:, :1] * e2 - d2[:, :1] * e1
+    tangent_length, bitangent_length = tangent.norm(dim=1), bitangent.norm(dim=1)
+    stretch = (tangent_length / area * (bitangent_length / area)).sqrt()
+    small = area.abs() < _LEAST_AREA
+    axes = torch.eye(3, dtype=corners.dtype)
+    tangent = torch.where(small[:, None], axes[0], tangent / tangent_length[:, None])
+    bitangent = torch.where(small[:, None], axes[1], bitangent / bitangent_length[:, None])
+    footprint = torch.where(small, 0, grid.size.max() / stretch)
+    return tangent.double(), bitangent.double(), footprint
+
+
+def _sample(texture: Texture, uv: Tensor, footprint: Tensor, offset: float) -> Tensor:
+    """(P, C) in 0..1 at (P, 2) coordinates; footprint: (P,) how much of the texture's side one sample covers."""
+    if not texture.linear:
+        place = [(uv[:, 0] * texture.size).floor(), ((1 - uv[:, 1]) * texture.size).floor()]
+        x, y = (_wrap(p.long(), torch.tensor(texture.size), texture.wrap) for p in place)
+        return texture.texels[y * texture.size + x].double() / 255
+    last = texture.size.bit_length() - 1
+    level = torch.log2(footprint * texture.size) + offset
+    level = torch.where(level.isfinite(), level, 0).clamp(0, last)
+    lower = level.floor().long()
+    share = (level - lower)[:, None]
+    return (1 - share) * _linear(texture, uv, lower) + share * _linear(texture, uv, (lower + 1).clamp_max(last))
+
+
+def _linear(texture: Texture, uv: Tensor, level: Tensor) -> Tensor:
+    size = texture.size >> level
+    # All levels before it, of 4 ** -n times the texels each.
+    begin = (texture.size**2 - size**2) * 4 // 3
+    x, y = uv[:, 0] * size - 0.5, (1 - uv[:, 1]) * size - 0.5
+    x0, y0 = x.floor(), y.floor()
+    right, down = (x - x0)[:, None], (y - y0)[:, None]
+    columns = [_wrap(x0.long() + i, size, texture.wrap) for i in (0, 1)]
+    rows = [_wrap(y0.long() + i, size, texture.wrap) * size + begin for i in (0, 1)]
+    top, bottom = (
+        (1 - right) * texture.texels[row + columns[0]] + right * texture.texels[row + columns[1]] for row in rows
+    )
+    return ((1 - down) * top + down * bottom) / 255
+
+
+def _wrap(place: Tensor, size: Tensor, wrap: int) -> Tensor:
+    if wrap == CLAMP:
+        return torch.minimum(place.clamp_min(0), size - 1)
+    if wrap == MIRROR:
+        place = place % (2 * size)
+        return torch.minimum(place, 2 * size - 1 - place)
+    return place % size
+
+
+def _total(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(ascending keys, sums of their rows)."""
+    keys, order = torch.sort(keys, stable=True)
+    keys, counts = torch.unique_consecutive(keys, return_counts=True)
+    return keys, segment_sum(values[order], counts)
+
+
+def _trimesh_surface(part: Any, index: int) -> Surface:
+    faces = part.faces
+    uv = getattr(part.visual, "uv", None)
+    colors = part.vertex_attributes.get("color")
+    if part.visual.kind == "vertex":
+        colors = part.visual.vertex_colors
+    elif part.visual.kind == "face":
+        colors = np.repeat(part.visual.face_colors[:, None], 3, axis=1)
+    if colors is None:
+        corner_colors = torch.ones((len(faces), 3, 4))
+    else:
+        scale = np.iinfo(colors.dtype).max if np.issubdtype(colors.dtype, np.integer) else 1
+        corner_colors = torch.ones((len(faces), 3, 4))
+        each = colors if colors.ndim == 3 else colors[faces]
+        corner_colors[:, :, : each.shape[2]] = torch.as_tensor(each / scale, dtype=torch.float32)
+    return Surface(
+        torch.tensor(part.triangles, dtype=torch.float32),
+        torch.tensor(part.vertex_normals[faces], dtype=torch.float32),
+        torch.zeros((len(faces), 3, 2)) if uv is None else torch.tensor(uv[faces], dtype=torch.float32),
+        corner_colors,
+        torch.full((len(faces),), index),
+    )
+
+
+def _trimesh_material(part: Any) -> Material:
+    material = getattr(part.visual, "material", None)
+    if material is None:
+        return Material()
+    if hasattr(material, "to_pbr"):
+        material = material.to_pbr()
+
+    def texture(image: Any, channels: Iterable[int]) -> Texture | None:
+        return None if image is None else make_texture(_pixels(image, "RGBA")[:, :, list(channels)])
+
+    factor = material.baseColorFactor
+    factor = np.ones(4) if factor is None else np.append(np.asarray(factor, dtype=np.float64), 255)[:4] / 255
+    mode = {"MASK": MASK, "BLEND": BLEND}.get(material.alphaMode, OPAQUE)
+    red, green, blue, alpha = (float(value) for value in factor)
+    return Material(
+        base_color=(red, green, blue),
+        metallic=_number(material.metallicFactor, 1.0),
+        roughness=_number(material.roughnessFactor, 1.0),
+        emissive=_three(material.emissiveFactor, 0.0),
+        alpha=alpha,
+        alpha_mode=mode,
+        alpha_cutoff=_number(material.alphaCutoff, 0.5),
+        base_color_texture=texture(material.baseColorTexture, (0, 1, 2)),
+        metallic_texture=texture(material.metallicRoughnessTexture, (2,)),
+        roughness_texture=texture(material.metallicRoughnessTexture, (1,)),
+        emissive_texture=texture(material.emissiveTexture, (0, 1, 2)),
+        alpha_texture=None if mode == OPAQUE else texture(material.baseColorTexture, (3,)),
+        normal_texture=texture(material.normalTexture, (0, 1, 2)),
+    )
+
+
+def _blender_surface(item: dict[str, Any]) -> Surface:
+    vertices, faces = np.asarray(item["vertices"]), np.asarray(item["faces"])
+    if not len(faces) or faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"dump['objects'] must hold faces of indices from 0 to {len(vertices) - 1}.")
+    uvs = torch.zeros((len(faces), 3, 2))
+    if item["uvs"] is not None:
+        uvs = torch.tensor(np.asarray(item["uvs"]), dtype=torch.float32).reshape(-1, 3, 2).clone()
+    uvs[:, :, 1] = 1 - uvs[:, :, 1]
+    return Surface(
+        torch.tensor(vertices[faces], dtype=torch.float32).reshape(-1, 3, 3),
+        torch.tensor(np.asarray(item["normals"]), dtype=torch.float32).reshape(-1, 3, 3),
+        uvs,
+        torch.ones((len(faces), 3, 4)),
+        torch.tensor(np.asarray(item["mat_ids"]), dtype=torch.int64).reshape(-1),
+    )
+
+
+def _blender_material(material: dict[str, Any]) -> Material:
+    def texture(name: str, mode: str) -> Texture | None:
+        pack = material.get(name)
+        if pack is None:
+            return None
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise ImportError("blender_dump_to_volumetric_attr needs Pillow: pip install pillow") from error
+        wrap, linear = _BLENDER_WRAP.get(pack["extension"]), _BLENDER_LINEAR.get(pack["interpolation"])
+        if wrap is None or linear is None:
+            raise ValueError(
+                f"{name} of dump['materials'] must have an extension of {', '.join(_BLENDER_WRAP)} and an "
+                f"interpolation of {', '.join(_BLENDER_LINEAR)}."
+            )
+        with Image.open(io.BytesIO(pack["image"])) as image:
+            return make_texture(_pixels(image, mode), linear, wrap)
+
+    modes = {"OPAQUE": OPAQUE, "MASK": MASK, "BLEND": BLEND}
+    if material["alphaMode"] not in modes:
+        raise ValueError(f"dump['materials'] must have an alphaMode of {', '.join(modes)}.")
+    return Material(
+        base_color=_three(material["baseColorFactor"], 1.0),
+        metallic=float(material["metallicFactor"]),
+        roughness=float(material["roughnessFactor"]),
+        emissive=_three(material.get("emissiveFactor"), 0.0),
+        alpha=float(material["alphaFactor"]),
+        alpha_mode=modes[material["alphaMode"]],
+        alpha_cutoff=float(material["alphaCutoff"]),
+        base_color_texture=texture("baseColorTexture", "RGB"),
+        metallic_texture=texture("metallicTexture", "L"),
+        roughness_texture=texture("roughnessTexture", "L"),
+        emissive_texture=texture("emissiveTexture", "RGB"),
+        alpha_texture=texture("alphaTexture", "L"),
+        normal_texture=texture("normalTexture", "RGB"),
+    )
+
+
+def _pixels(image: Any, mode: str) -> Tensor:
+    """(S, S, C) uint8 of a PIL image, S a power of two: the one nearest to its longer side, of two the greater."""
+    image = image.convert(mode)
+    longer = max(image.size)
+    size = 1 << (longer.bit_length() - 1)
+    if longer - size >= 2 * size - longer:
+        size *= 2
+    if image.size != (size, size):
+        image = image.resize((size, size), _LANCZOS)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.reshape(size, size, -1)
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _three(value: Any, default: float) -> tuple[float, float, float]:
+    if value is None:
+        return (default, default, default)
+    red, green, blue = (float(number) for number in value[:3])
+    return red, green, blue
