@@ -113,7 +113,8 @@ class Worker:
         """Give the running job back to the queue within a step, and end."""
         self._stopping.set()
         self._news.set()
-        self._thread.join()
+        if self.loaded:  # a download of the model would be waited for in vain
+            self._thread.join()
 
     @property
     def alive(self) -> bool:
@@ -130,7 +131,8 @@ class Worker:
 
     def _run(self) -> None:
         pipeline = self._load()
-        self._bell.ring()
+        if not self._stopping.is_set():
+            self._bell.ring()
         while pipeline is not None and not self._stopping.is_set():
             self._news.clear()
             job = self._insist(self._store.claim)
