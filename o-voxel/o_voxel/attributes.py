@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_points
-from .voxelize import Grid, around, check_triangles, crossings, make_grid, segment_sum, unit_normals
+from .voxelize import Grid, around, check_triangles, compiled, crossings, make_grid, segment_sum, unit_normals
 
 REPEAT, CLAMP, MIRROR = 0, 1, 2
 OPAQUE, MASK, BLEND = 0, 1, 2
@@ -126,8 +127,8 @@ def blender_dump_to_volumetric_attr(
     dump["objects"]: dicts of arrays vertices (V, 3), faces (F, 3), normals (F, 3, 3), uvs (F, 3, 2) or None, mat_ids
     (F,). dump["materials"]: dicts of baseColorFactor, metallicFactor, roughnessFactor, alphaFactor, alphaMode
     ("OPAQUE", "MASK", "BLEND"), alphaCutoff, emissiveFactor (may be missing), and for each factor, and for normal, a
-    texture (baseColorTexture, ...) or None: {"image": bytes of a PNG, "interpolation": "Linear", "Closest", "Cubic" or "Smart",
-    "extension": "REPEAT", "EXTEND", "CLIP" or "MIRROR"}.
+    texture (baseColorTexture, ...) or None: {"image": bytes of a PNG, "interpolation": "Linear", "Closest", "Cubic" or
+    "Smart", "extension": "REPEAT", "EXTEND", "CLIP" or "MIRROR"}.
     """
     start = time.perf_counter()
     materials = [_blender_material(material) for material in dump["materials"]]
@@ -165,6 +166,41 @@ def attributes_reference(
     return grid.voxels(keys).int(), sums[:, :-1] / sums[:, -1:]
 
 
+def attributes_compiled(
+    native: ModuleType, surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
+) -> tuple[Tensor, Tensor]:
+    """attributes_reference by the compiled op."""
+    factors, textures, layout = [], [], []
+    for m in materials:
+        factors.append(
+            [*m.base_color, m.metallic, m.roughness, *m.emissive, m.alpha, float(m.alpha_mode), m.alpha_cutoff]
+        )
+        for texture in (
+            m.base_color_texture,
+            m.metallic_texture,
+            m.roughness_texture,
+            m.emissive_texture,
+            m.alpha_texture,
+            m.normal_texture,
+        ):
+            textures.append(torch.empty((0, 1), dtype=torch.uint8) if texture is None else texture.texels)
+            layout.append([0, 0, 0] if texture is None else [texture.size, int(texture.linear), texture.wrap])
+    coords, values = native.attributes(
+        surface.corners,
+        surface.normals,
+        surface.uvs,
+        surface.colors,
+        surface.material,
+        torch.tensor(factors, dtype=torch.float64),
+        textures,
+        torch.tensor(layout),
+        grid.size.tolist(),
+        grid.shape,
+        mip_level_offset,
+    )
+    return coords, values
+
+
 def _voxelise(
     surfaces: list[Surface],
     materials: list[Material],
@@ -190,7 +226,11 @@ def _voxelise(
         sys.stdout.write(f"grid {grid.shape}, voxel {grid.size.tolist()}, aabb {grid.box.tolist()}\n")
     whole = Surface(whole.corners - grid.box[0], whole.normals, whole.uvs, whole.colors, whole.material)
     check_triangles(whole.corners, grid)
-    coords, values = attributes_reference(whole, materials, grid, mip_level_offset)
+    native = compiled()
+    if native is None:
+        coords, values = attributes_reference(whole, materials, grid, mip_level_offset)
+    else:
+        coords, values = attributes_compiled(native, whole, materials, grid, mip_level_offset)
     values[:, 9:] = values[:, 9:] * 0.5 + 0.5
     # Whole numbers stay what they are, whatever the rounding of the mean.
     levels = (values * 255 + 1e-3).clamp(0, 255).byte()

@@ -43,7 +43,7 @@ def build(destination: Path = PACKAGE, *, cuda: bool = False, verbose: bool = Fa
         csrc = Path(shutil.copytree(SOURCES, Path(work) / "csrc"))
         for path in csrc.rglob("*.cu"):  # lookup.cpp and lookup.cu would both become lookup.o
             path.rename(path.with_stem(f"{path.stem}_cuda"))
-        flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0"]
+        flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-ffp-contract=off"]
         kind = cpp_extension.CppExtension if missing else cpp_extension.CUDAExtension
         extension = kind(
             name="_C",

@@ -11,12 +11,15 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _native
 from .checks import check_mesh
 
 MAX_GRID = 1 << 20  # voxels along an axis: three of them fit one int64 key
@@ -97,7 +100,11 @@ def mesh_to_flexible_dual_grid(
     corners = (vertices - grid.box[0])[faces]
     check_triangles(corners, grid)
     weights = (float(face_weight), float(boundary_weight), max(float(regularization_weight), _LEAST_REGULARIZATION))
-    result = dual_grid_reference(corners, faces, grid, *weights)
+    native = None if corners.is_cuda else compiled()
+    if native is None:
+        result = dual_grid_reference(corners, faces, grid, *weights)
+    else:
+        result = dual_grid_compiled(native, corners, faces, grid, *weights)
     if timing:
         sys.stdout.write(f"mesh_to_flexible_dual_grid took {time.perf_counter() - start:.3f} s\n")
     return result
@@ -154,6 +161,29 @@ def check_triangles(corners: Tensor, grid: Grid) -> None:
         raise ValueError("faces must hold a triangle with an area, but all are degenerate.")
 
 
+def compiled() -> ModuleType | None:
+    """The compiled ops, None where nothing has been compiled."""
+    return None if find_spec("o_voxel._C") is None else _native.ops()
+
+
+def dual_grid_compiled(
+    native: ModuleType,
+    corners: Tensor,
+    faces: Tensor,
+    grid: Grid,
+    face_weight: float,
+    boundary_weight: float,
+    regularization: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dual_grid_reference by the compiled op, on a CPU."""
+    start, end = open_edges(corners, faces) if boundary_weight > 0 else corners[:0, 0].expand(2, 0, 3)
+    size = grid.size.tolist()
+    coords, vertices, flags = native.dual_grid(
+        corners, start, end, size, grid.shape, face_weight, boundary_weight, regularization
+    )
+    return coords, vertices, flags
+
+
 def dual_grid_reference(
     corners: Tensor, faces: Tensor, grid: Grid, face_weight: float, boundary_weight: float, regularization: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +217,7 @@ def dual_grid_reference(
         for triangle, rows in _touched(corners, keys, grid):
             _add(sums, rows, planes[triangle] * face_weight)
     if boundary_weight > 0:
-        start, end = _open_edges(corners, faces)
+        start, end = open_edges(corners, faces)
         segment, rows = _passed(start, end, keys, grid)
         _add(sums, rows, _line_terms(start, end)[segment] * boundary_weight)
 
@@ -297,7 +327,7 @@ def _touches(corners: Tensor, normals: Tensor, origin: Tensor, size: Tensor) -> 
     return result
 
 
-def _open_edges(corners: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+def open_edges(corners: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Both ends (B, 3) float32 of the edges that only one triangle has, from the lower vertex to the higher."""
     sides = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
     ends = corners[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2, 3)

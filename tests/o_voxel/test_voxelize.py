@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from golden_cases import golden_cases, load_golden, under
+from o_voxel import attributes
+from o_voxel.build import build
 from o_voxel.closest import closest_point
 from o_voxel.dual_grid import flexible_dual_grid_to_mesh
-from o_voxel.voxelize import mesh_to_flexible_dual_grid
+from o_voxel.voxelize import dual_grid_compiled, dual_grid_reference, make_grid, mesh_to_flexible_dual_grid
 from torch import Tensor
 from voxelise import surface_points
 
@@ -241,3 +246,100 @@ def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> N
     arguments = {"vertices": vertices, "faces": faces, "grid_size": 8, "aabb": BOX, **change}
     with pytest.raises(ValueError, match=message):
         mesh_to_flexible_dual_grid(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The compiled ops."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on this machine")
+    spec = importlib.util.spec_from_file_location("_C", build(tmp_path_factory.mktemp("native")))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [cube, square, bowl, fins])
+@pytest.mark.parametrize("size", [7, 40, [90, 33, 60]])
+def test_compiled_equals_torch(native: ModuleType, shape: object, size: object) -> None:
+    assert callable(shape)
+    vertices, faces = shape()
+    grid = make_grid(vertices[:2], None, size, BOX)
+    corners = (vertices - grid.box[0])[faces]
+    corners[0] += 0.2  # out of the box in part
+    for weights in ((1.0, 1.0, 0.1), (0.0, 0.0, 1.0), (3.0, 0.2, 0.01)):
+        coords, dual_vertices, intersected = dual_grid_compiled(native, corners, faces, grid, *weights)
+        expected = dual_grid_reference(corners, faces, grid, *weights)
+        assert torch.equal(coords, expected[0])
+        assert torch.equal(intersected, expected[2])
+        assert ((dual_vertices - expected[1]) / grid.size).abs().max() <= 1e-4
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_same_bytes_with_any_threads(native: ModuleType) -> None:
+    vertices, faces = bowl()
+    grid = make_grid(vertices[:2], None, 100, BOX)
+    corners = (vertices - grid.box[0])[faces]
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(dual_grid_compiled(native, corners, faces, grid, 1.0, 1.0, 0.1))
+    torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", golden_cases("mesh_to_fdg"))
+def test_compiled_equals_the_original(native: ModuleType, path: Path) -> None:
+    meta, tensors = load_golden(path)
+    for name in {name.split(".")[0] for name in tensors if name.endswith(".vertices")}:
+        case = under(tensors, f"{name}.")
+        grid = make_grid(case["vertices"][:2], meta.get("voxel_size"), meta.get("grid_size"), meta["aabb"])
+        corners = (case["vertices"] - grid.box[0])[case["faces"].long()]
+        options = {"face_weight": 1.0, "boundary_weight": 1.0, "regularization_weight": 0.1, **meta["kwargs"]}
+        options["regularization"] = options.pop("regularization_weight")
+        coords, dual_vertices, intersected = dual_grid_compiled(native, corners, case["faces"].long(), grid, **options)
+        order = np.lexsort(case["coords"].numpy().T[::-1])
+        assert torch.equal(coords, case["coords"][order])
+        assert torch.equal(intersected, case["intersected"][order])
+        error = ((dual_vertices - case["dual_vertices"][order]) / grid.size).abs().max()
+        assert error <= meta["tol"]["max_abs_offset"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", [attributes.REPEAT, attributes.CLAMP, attributes.MIRROR])
+@pytest.mark.parametrize("linear", [True, False])
+def test_compiled_attributes_equal_torch(native: ModuleType, wrap: int, linear: bool) -> None:
+    vertices, faces = bowl()
+    grid = make_grid(vertices[:2], None, [50, 40, 30], BOX)
+    generator = torch.Generator().manual_seed(0)
+    corners = (vertices - grid.box[0])[faces]
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def texture(channels: int, size: int) -> attributes.Texture:
+        return attributes.make_texture((random(size, size, channels) * 256).byte(), linear, wrap)
+
+    plain = attributes.Material((0.5, 0.6, 0.7), 0.8, 0.9, (0.1, 0.2, 0.3), 0.4, attributes.BLEND)
+    full = attributes.Material(
+        (0.5, 0.6, 0.7), 0.8, 0.9, (0.1, 0.2, 0.3), 0.9, attributes.MASK, 0.45, texture(3, 64), texture(1, 32),
+        texture(1, 32), texture(3, 1), texture(1, 16), texture(3, 64)
+    )  # fmt: skip
+    surface = attributes.Surface(
+        corners,
+        random(len(faces), 3, 3) - 0.5,
+        3 * corners[:, :, :2] - 1,
+        random(len(faces), 3, 4),
+        (random(len(faces)) * 2).long(),
+    )
+    for offset in (0.0, 2.5):
+        coords, values = attributes.attributes_compiled(native, surface, [plain, full], grid, offset)
+        expected = attributes.attributes_reference(surface, [plain, full], grid, offset)
+        assert torch.equal(coords, expected[0])
+        assert (values - expected[1]).abs().max() <= 1e-4

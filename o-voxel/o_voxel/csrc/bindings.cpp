@@ -3,6 +3,7 @@
 
 #include "checks.h"
 #include "lookup/lookup.h"
+#include "voxelize/voxelize.h"
 
 #ifdef O_VOXEL_WITH_CUDA
 constexpr bool kHasCuda = true;
@@ -53,4 +54,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("voxel_rows", &o_voxel::voxel_rows, py::arg("table"), py::arg("coords"), py::arg("queries"),
              py::call_guard<py::gil_scoped_release>(),
              "(M,) int64: row in coords of each of the (M, 4) int32 queries, or -1.");
+  module.def("dual_grid", &o_voxel::dual_grid, py::arg("corners"), py::arg("open_start"), py::arg("open_end"),
+             py::arg("size"), py::arg("shape"), py::arg("face_weight"), py::arg("boundary_weight"),
+             py::arg("regularization"), py::call_guard<py::gil_scoped_release>(),
+             "Flexible dual grid of (F, 3, 3) float32 triangles, on a CPU; voxelize.py checks the arguments.");
+  module.def("attributes", &o_voxel::attributes, py::arg("corners"), py::arg("normals"), py::arg("uvs"),
+             py::arg("colors"), py::arg("material"), py::arg("factors"), py::arg("textures"), py::arg("layout"),
+             py::arg("size"), py::arg("shape"), py::arg("mip_level_offset"), py::call_guard<py::gil_scoped_release>(),
+             "Voxel attributes of textured triangles, on a CPU; attributes.py checks the arguments.");
 }

@@ -1,0 +1,310 @@
+#include <ATen/Functions.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "voxelize/slabs.h"
+#include "voxelize/voxelize.h"
+
+namespace o_voxel {
+namespace {
+
+constexpr int kAttributes = 12;
+constexpr double kLeastWeight = 1e-3;
+constexpr float kLeastArea = 1e-6f;
+constexpr double kOpaque = 0, kMask = 1;
+enum Wrap { kRepeat, kClamp, kMirror };
+enum Slot { kBaseColor, kMetallic, kRoughness, kEmissive, kAlpha, kNormal, kSlots };
+
+class Texture {
+ public:
+  Texture(const at::Tensor& texels, const std::int64_t* layout)
+      : texels_(texels.const_data_ptr<std::uint8_t>()),
+        channels_(texels.size(1)),
+        side_(layout[0]),
+        linear_(layout[1] != 0),
+        wrap_(layout[2]) {
+    while ((side_ >> last_) > 1) {
+      ++last_;
+    }
+  }
+
+  // footprint: how much of the side one sample covers, as its logarithm.
+  void sample(double u, double v, double log_footprint, double offset, double* out) const {
+    if (!linear_) {
+      const std::int64_t x = wrap(std::floor(u * side_), side_), y = wrap(std::floor((1 - v) * side_), side_);
+      for (std::int64_t c = 0; c < channels_; ++c) {
+        out[c] = texels_[(y * side_ + x) * channels_ + c] / 255.0;
+      }
+      return;
+    }
+    double level = log_footprint + last_ + offset;
+    level = std::isfinite(level) ? std::clamp(level, 0.0, static_cast<double>(last_)) : 0.0;
+    const int lower = static_cast<int>(level);
+    const double share = level - lower;
+    linear(u, v, lower, out);
+    if (share > 0) {
+      double upper[3];
+      linear(u, v, lower + 1, upper);
+      for (std::int64_t c = 0; c < channels_; ++c) {
+        out[c] = (1 - share) * out[c] + share * upper[c];
+      }
+    }
+  }
+
+ private:
+  void linear(double u, double v, int level, double* out) const {
+    const std::int64_t side = side_ >> level;
+    const std::uint8_t* texels = texels_ + (side_ * side_ - side * side) * 4 / 3 * channels_;
+    const double x = u * side - 0.5, y = (1 - v) * side - 0.5;
+    const double x0 = std::floor(x), y0 = std::floor(y);
+    const double right = x - x0, down = y - y0;
+    const std::int64_t left_column = wrap(x0, side), right_column = wrap(x0 + 1, side);
+    const std::int64_t top_row = wrap(y0, side) * side, bottom_row = wrap(y0 + 1, side) * side;
+    const std::uint8_t* a = texels + (top_row + left_column) * channels_;
+    const std::uint8_t* b = texels + (top_row + right_column) * channels_;
+    const std::uint8_t* c = texels + (bottom_row + left_column) * channels_;
+    const std::uint8_t* d = texels + (bottom_row + right_column) * channels_;
+    for (std::int64_t i = 0; i < channels_; ++i) {
+      const double top = (1 - right) * a[i] + right * b[i], bottom = (1 - right) * c[i] + right * d[i];
+      out[i] = ((1 - down) * top + down * bottom) / 255;
+    }
+  }
+
+  std::int64_t wrap(double place, std::int64_t side) const {
+    const double limit = 1e15;  // beyond, texels cannot be told apart
+    const auto at = static_cast<std::int64_t>(std::clamp(place, -limit, limit));
+    if (wrap_ == kClamp) {
+      return std::clamp<std::int64_t>(at, 0, side - 1);
+    }
+    if (wrap_ == kMirror) {
+      const std::int64_t within = at & (2 * side - 1);  // sides are powers of two
+      return std::min(within, 2 * side - 1 - within);
+    }
+    return at & (side - 1);
+  }
+
+  const std::uint8_t* texels_;
+  std::int64_t channels_, side_;
+  int last_ = 0;
+  bool linear_;
+  std::int64_t wrap_;
+};
+
+struct Material {
+  const double* factors;
+  std::array<std::optional<Texture>, kSlots> textures;
+};
+
+// What all voxels of a triangle have in common.
+struct Triangle {
+  const float *places, *normals, *uvs, *colors;
+  VecF normal;
+  Vec ab, ac, tangent{1, 0, 0}, bitangent{0, 1, 0};
+  double d00 = 0, d01 = 0, d11 = 0, area, log_footprint = -INFINITY;
+
+  Triangle(const float* p, const float* n, const float* uv, const float* color, float largest_side)
+      : places(p), normals(n), uvs(uv), colors(color), normal(unit_normal(p)) {
+    VecF e1, e2;
+    for (int i = 0; i < 3; ++i) {
+      e1[i] = p[3 + i] - p[i];
+      e2[i] = p[6 + i] - p[i];
+      ab[i] = static_cast<double>(p[3 + i]) - p[i];
+      ac[i] = static_cast<double>(p[6 + i]) - p[i];
+      d00 += ab[i] * ab[i];
+      d01 += ab[i] * ac[i];
+      d11 += ac[i] * ac[i];
+    }
+    area = d00 * d11 - d01 * d01;
+    const float du1 = uv[2] - uv[0], dv1 = uv[3] - uv[1], du2 = uv[4] - uv[0], dv2 = uv[5] - uv[1];
+    const float uv_area = du1 * dv2 - dv1 * du2;
+    if (!(std::abs(uv_area) < kLeastArea)) {
+      VecF t, b;
+      for (int i = 0; i < 3; ++i) {
+        t[i] = dv2 * e1[i] - dv1 * e2[i];
+        b[i] = du1 * e2[i] - du2 * e1[i];
+      }
+      const float t_length = std::sqrt(dot(t, t)), b_length = std::sqrt(dot(b, b));
+      for (int i = 0; i < 3; ++i) {
+        tangent[i] = t[i] / t_length;
+        bitangent[i] = b[i] / b_length;
+      }
+      log_footprint = std::log2(largest_side / std::sqrt(t_length / uv_area * (b_length / uv_area)));
+    }
+  }
+};
+
+// The attributes of a triangle at a voxel's centre; returns their weight.
+double evaluate(const Triangle& t, const Material& material, const Vec& centre, double offset, double* out) {
+  Vec ap;
+  double height = 0, d20 = 0, d21 = 0;
+  for (int i = 0; i < 3; ++i) {
+    ap[i] = centre[i] - t.places[i];
+    height += ap[i] * t.normal[i];
+    d20 += ap[i] * t.ab[i];
+    d21 += ap[i] * t.ac[i];
+  }
+  Vec share{1, 0, 0};
+  if (t.area > 0) {
+    share[1] = (t.d11 * d20 - t.d01 * d21) / t.area;
+    share[2] = (t.d00 * d21 - t.d01 * d20) / t.area;
+    share[0] = 1 - share[1] - share[2];
+  }
+  double uv[2], color[4], normal[3];
+  for (int i = 0; i < 2; ++i) {
+    uv[i] = share[0] * t.uvs[i] + share[1] * t.uvs[2 + i] + share[2] * t.uvs[4 + i];
+  }
+  for (int i = 0; i < 3; ++i) {
+    normal[i] = share[0] * t.normals[i] + share[1] * t.normals[3 + i] + share[2] * t.normals[6 + i];
+  }
+  for (int i = 0; i < 4; ++i) {
+    color[i] = std::clamp(share[0] * t.colors[i] + share[1] * t.colors[4 + i] + share[2] * t.colors[8 + i], 0.0, 1.0);
+  }
+  const auto sample = [&](Slot slot, double* value, int channels) {
+    std::fill(value, value + channels, 1.0);
+    if (material.textures[slot]) {
+      material.textures[slot]->sample(uv[0], uv[1], t.log_footprint, offset, value);
+    }
+  };
+  const double* f = material.factors;
+  sample(kBaseColor, out, 3);
+  sample(kMetallic, out + 3, 1);
+  sample(kRoughness, out + 4, 1);
+  sample(kEmissive, out + 5, 3);
+  for (int i = 0; i < 3; ++i) {
+    out[i] *= f[i] * color[i];
+    out[5 + i] *= f[5 + i];
+  }
+  out[3] *= f[3];
+  out[4] *= f[4];
+  out[8] = 1;
+  if (f[9] != kOpaque) {
+    sample(kAlpha, out + 8, 1);
+    out[8] *= f[8] * color[3];
+    if (f[9] == kMask) {
+      out[8] = out[8] >= f[10] ? 1 : 0;
+    }
+  }
+  if (material.textures[kNormal]) {
+    double mapped[3];
+    sample(kNormal, mapped, 3);
+    double length = 0;
+    for (int i = 0; i < 3; ++i) {
+      normal[i] = (2 * mapped[0] - 1) * t.tangent[i] + (2 * mapped[1] - 1) * t.bitangent[i] +
+                  (2 * mapped[2] - 1) * normal[i];
+      length += normal[i] * normal[i];
+    }
+    length = std::max(std::sqrt(length), 1e-12);
+    for (double& x : normal) {
+      x /= length;
+    }
+  }
+  std::copy(normal, normal + 3, out + 9);
+  return std::max(1 - height, kLeastWeight);
+}
+
+struct Mean {
+  std::array<double, kAttributes> sum{};
+  double weight = 0;
+  std::int32_t last = -1;  // the triangle that came last
+};
+
+struct Part {
+  std::vector<std::int32_t> coords;
+  std::vector<double> values;
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> attributes(const at::Tensor& corners, const at::Tensor& normals,
+                                              const at::Tensor& uvs, const at::Tensor& colors,
+                                              const at::Tensor& material, const at::Tensor& factors,
+                                              const std::vector<at::Tensor>& textures, const at::Tensor& layout,
+                                              const std::vector<double>& size, const std::vector<std::int64_t>& shape,
+                                              double mip_level_offset) {
+  const VoxelGrid grid(size, shape);
+  const at::Tensor places = corners.contiguous(), normals_in = normals.contiguous(), uvs_in = uvs.contiguous(),
+                   colors_in = colors.contiguous(), material_in = material.contiguous(),
+                   factors_in = factors.contiguous(), layout_in = layout.contiguous();
+  const float* p = places.const_data_ptr<float>();
+  const float* n = normals_in.const_data_ptr<float>();
+  const float* uv = uvs_in.const_data_ptr<float>();
+  const float* color = colors_in.const_data_ptr<float>();
+  const auto* material_of = material_in.const_data_ptr<std::int64_t>();
+  std::vector<at::Tensor> texels;
+  for (const at::Tensor& texture : textures) {
+    texels.push_back(texture.contiguous());
+  }
+  std::vector<Material> materials(factors_in.size(0));
+  for (std::size_t m = 0; m < materials.size(); ++m) {
+    materials[m].factors = factors_in.const_data_ptr<double>() + 11 * m;
+    for (std::size_t slot = 0; slot < kSlots; ++slot) {
+      const std::size_t i = kSlots * m + slot;
+      if (texels[i].numel() > 0) {
+        materials[m].textures[slot].emplace(texels[i], layout_in.const_data_ptr<std::int64_t>() + 3 * i);
+      }
+    }
+  }
+  const float largest_side = std::max({grid.size[0], grid.size[1], grid.size[2]});
+  const Slabs slabs(grid);
+  const auto of_slab = slabs.members(places.size(0), [&](std::int64_t i) { return bounds_x(p + 9 * i); });
+
+  std::vector<Part> parts(slabs.count());
+  slabs.for_each([&](std::int64_t index) {
+    const Slab slab = slabs[index];
+    SlabTable table(grid, slab);
+    std::vector<Mean> means;
+    for (const std::int32_t i : of_slab[index]) {
+      const std::int64_t f = i;
+      const Triangle triangle(p + 9 * f, n + 9 * f, uv + 6 * f, color + 12 * f, largest_side);
+      const Material& look = materials[material_of[f]];
+      for_each_crossing(triangle.places, grid, slab, [&](const Cell& voxel, int axis, const Vec&) {
+        for_each_around(voxel, axis, slab, [&](const Cell& around, bool) {
+          const std::int64_t row = table.insert(around);
+          if (row == static_cast<std::int64_t>(means.size())) {
+            means.emplace_back();
+          }
+          Mean& mean = means[row];
+          if (mean.last == i) {
+            return;
+          }
+          mean.last = i;
+          Vec centre;
+          for (int k = 0; k < 3; ++k) {
+            centre[k] = (around[k] + 0.5) * grid.size[k];
+          }
+          double values[kAttributes];
+          const double weight = evaluate(triangle, look, centre, mip_level_offset, values);
+          mean.weight += weight;
+          for (int k = 0; k < kAttributes; ++k) {
+            mean.sum[k] += weight * values[k];
+          }
+        });
+      });
+    }
+    Part& part = parts[index];
+    for (const std::int32_t row : table.sorted()) {
+      const Cell voxel = table.cell(table.voxels()[row]);
+      part.coords.insert(part.coords.end(), voxel.begin(), voxel.end());
+      for (const double sum : means[row].sum) {
+        part.values.push_back(sum / means[row].weight);
+      }
+    }
+  });
+
+  std::int64_t total = 0;
+  for (const Part& part : parts) {
+    total += static_cast<std::int64_t>(part.coords.size()) / 3;
+  }
+  at::Tensor coords = at::empty({total, 3}, places.options().dtype(at::kInt));
+  at::Tensor values = at::empty({total, kAttributes}, places.options().dtype(at::kDouble));
+  auto* coords_out = coords.mutable_data_ptr<std::int32_t>();
+  auto* values_out = values.mutable_data_ptr<double>();
+  for (const Part& part : parts) {
+    coords_out = std::copy(part.coords.begin(), part.coords.end(), coords_out);
+    values_out = std::copy(part.values.begin(), part.values.end(), values_out);
+  }
+  return {coords, values};
+}
+
+}  // namespace o_voxel

@@ -1,0 +1,373 @@
+#include <ATen/Functions.h>
+
+#include <limits>
+
+#include "checks.h"
+#include "voxelize/slabs.h"
+#include "voxelize/voxelize.h"
+
+namespace o_voxel {
+namespace {
+
+// What a voxel has gathered: the upper triangle of its matrix, its target, the sum and count of crossing points.
+struct Gathered {
+  std::array<double, 6> matrix{};
+  Vec target{}, points{};
+  double count = 0;
+  std::array<bool, 3> crossed{};
+};
+
+struct Terms {
+  std::array<double, 6> matrix;
+  Vec target;
+
+  void add_to(Gathered& to, double weight) const {
+    for (int i = 0; i < 6; ++i) {
+      to.matrix[i] += weight * matrix[i];
+    }
+    for (int i = 0; i < 3; ++i) {
+      to.target[i] += weight * target[i];
+    }
+  }
+};
+
+Terms plane_terms(const VecF& normal, const float* point) {
+  const double x = normal[0], y = normal[1], z = normal[2];
+  const double height = x * point[0] + y * point[1] + z * point[2];
+  return {{x * x, x * y, x * z, y * y, y * z, z * z}, {x * height, y * height, z * height}};
+}
+
+Terms line_terms(const Vec& d, const float* point) {
+  const double along = d[0] * point[0] + d[1] * point[1] + d[2] * point[2];
+  return {{1 - d[0] * d[0], -d[0] * d[1], -d[0] * d[2], 1 - d[1] * d[1], -d[1] * d[2], 1 - d[2] * d[2]},
+          {point[0] - d[0] * along, point[1] - d[1] * along, point[2] - d[2] * along}};
+}
+
+// The separating-axis test of a triangle and the voxels of a grid, in float32.
+class Overlap {
+ public:
+  Overlap(const float* t, const VecF& normal, const VecF& size) : normal_(normal) {
+    VecF far, near;
+    for (int i = 0; i < 3; ++i) {
+      far[i] = normal[i] > 0 ? size[i] : 0.0f;
+      near[i] = size[i] - far[i] - t[i];
+      far[i] = far[i] - t[i];
+    }
+    far_ = dot(normal, far);
+    near_ = dot(normal, near);
+    for (int view = 0; view < 3; ++view) {
+      const int f = view, s = (view + 1) % 3, axis = (view + 2) % 3;
+      const float sign = normal[axis] < 0 ? -1.0f : 1.0f;
+      for (int i = 0; i < 3; ++i) {
+        const float *a = t + 3 * i, *b = t + 3 * ((i + 1) % 3);
+        const float x = -sign * (b[s] - a[s]), y = sign * (b[f] - a[f]);
+        sides_[3 * view + i] = {
+            x, y, -(x * a[f] + y * a[s]) + (std::max(x, 0.0f) * size[f] + std::max(y, 0.0f) * size[s])};
+      }
+    }
+  }
+
+  bool operator()(const VecF& origin) const {
+    const float at = dot(normal_, origin);
+    if ((at + far_) * (at + near_) > 0) {
+      return false;
+    }
+    for (int view = 0; view < 3; ++view) {
+      const float x = origin[view], y = origin[(view + 1) % 3];
+      for (int i = 0; i < 3; ++i) {
+        const VecF& side = sides_[3 * view + i];
+        if (!(side[0] * x + side[1] * y + side[2] >= 0)) {
+          return false;
+        }
+      }
+    }
+    return true;
+  }
+
+ private:
+  VecF normal_;
+  float far_, near_;
+  std::array<VecF, 9> sides_;
+};
+
+// Calls visit(row) for the voxels of the table that a triangle touches.
+template <typename Visit>
+void for_each_touched(const float* t, const VecF& normal, const VoxelGrid& grid, Slab slab, const SlabTable& table,
+                      Visit visit) {
+  int axis = 0;
+  for (int i = 1; i < 3; ++i) {
+    if (std::abs(normal[i]) > std::abs(normal[axis])) {
+      axis = i;
+    }
+  }
+  if (normal[axis] == 0) {
+    return;
+  }
+  Cell low, high;
+  for (int i = 0; i < 3; ++i) {
+    const float limit = static_cast<float>(grid.shape[i]);
+    const float least = std::min({t[i], t[3 + i], t[6 + i]}), most = std::max({t[i], t[3 + i], t[6 + i]});
+    low[i] = static_cast<std::int64_t>(std::clamp(std::trunc(least / grid.size[i]), 0.0f, limit));
+    high[i] = static_cast<std::int64_t>(std::clamp(std::trunc(most / grid.size[i] + 1), 0.0f, limit));
+  }
+  low[0] = std::max(low[0], slab.begin);
+  high[0] = std::min(high[0], slab.end);
+  const int u = (axis + 1) % 3, v = (axis + 2) % 3;
+  const Overlap overlaps(t, normal, grid.size);
+  // The plane's depth over a column, a cell wider on both sides; the test itself decides.
+  const double nu = normal[u] / static_cast<double>(normal[axis]), nv = normal[v] / static_cast<double>(normal[axis]);
+  const double slope_u = -nu * grid.size[u], slope_v = -nv * grid.size[v];
+  const double below = std::min(slope_u, 0.0) + std::min(slope_v, 0.0);
+  const double above = std::max(slope_u, 0.0) + std::max(slope_v, 0.0);
+  Cell c;
+  VecF origin;
+  for (c[u] = low[u]; c[u] < high[u]; ++c[u]) {
+    origin[u] = static_cast<float>(c[u]) * grid.size[u];
+    for (c[v] = low[v]; c[v] < high[v]; ++c[v]) {
+      origin[v] = static_cast<float>(c[v]) * grid.size[v];
+      const double at = t[axis] - nu * (c[u] * static_cast<double>(grid.size[u]) - t[u]) -
+                        nv * (c[v] * static_cast<double>(grid.size[v]) - t[v]);
+      const double first = std::floor((at + below) / grid.size[axis]) - 1;
+      const double last = std::floor((at + above) / grid.size[axis]) + 2;
+      const auto begin = static_cast<std::int64_t>(std::max(first, static_cast<double>(low[axis])));
+      const auto end = static_cast<std::int64_t>(std::min(last, static_cast<double>(high[axis])));
+      for (c[axis] = begin; c[axis] < end; ++c[axis]) {
+        origin[axis] = static_cast<float>(c[axis]) * grid.size[axis];
+        if (overlaps(origin)) {
+          const std::int64_t row = table.find(c);
+          if (row >= 0) {
+            visit(row);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Calls visit(row) for the voxels of the table that a segment passes through.
+template <typename Visit>
+void for_each_passed(const float* start, const Vec& direction, double length, const VoxelGrid& grid, Slab slab,
+                     const SlabTable& table, Visit visit) {
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  Cell voxel, step;
+  Vec reach, stride;
+  double enter = -kNever, leave = kNever;
+  for (int i = 0; i < 3; ++i) {
+    voxel[i] = static_cast<std::int64_t>(std::floor(start[i] / grid.size[i]));
+    step[i] = direction[i] > 0 ? 1 : -1;
+    const float side = grid.size[i] * static_cast<float>(voxel[i] + (step[i] > 0 ? 1 : 0));
+    reach[i] = direction[i] == 0 ? kNever : static_cast<double>(side - start[i]) / direction[i];
+    stride[i] = direction[i] == 0 ? kNever : grid.size[i] / std::abs(direction[i]);
+    if (direction[i] != 0) {
+      const double margin = grid.size[i];
+      const double low = (-margin - start[i]) / direction[i];
+      const double high = (grid.far_side(grid.shape[i] - 1, i) + margin - start[i]) / direction[i];
+      enter = std::max(enter, std::min(low, high));
+      leave = std::min(leave, std::max(low, high));
+    }
+  }
+  length = std::min(length, leave);
+  for (int i = 0; i < 3; ++i) {  // straight to where it enters the grid
+    if (direction[i] != 0 && enter > reach[i]) {
+      const double skipped = std::ceil((enter - reach[i]) / stride[i]);
+      voxel[i] += step[i] * static_cast<std::int64_t>(skipped);
+      reach[i] += skipped * stride[i];
+    }
+  }
+  while (true) {
+    if (slab.holds(voxel[0]) && voxel[1] >= 0 && voxel[1] < grid.shape[1] && voxel[2] >= 0 &&
+        voxel[2] < grid.shape[2]) {
+      const std::int64_t row = table.find(voxel);
+      if (row >= 0) {
+        visit(row);
+      }
+    }
+    // The nearest side, of equals the last.
+    const int axis = reach[0] < reach[1] ? (reach[0] < reach[2] ? 0 : 2) : (reach[1] < reach[2] ? 1 : 2);
+    if (!(reach[axis] <= length)) {
+      return;
+    }
+    voxel[axis] += step[axis];
+    reach[axis] += stride[axis];
+  }
+}
+
+using Symmetric = std::array<Vec, 3>;
+
+// The minimum of x'Ax - 2 b'x where each axis is free (-1) or fixed to the box's lower (0) or upper (1) side.
+Vec solve(const Symmetric& matrix, const Vec& target, const std::array<int, 3>& fixed, const Vec& size) {
+  Symmetric a = matrix;
+  Vec b = target, x{};
+  std::array<int, 3> free{};
+  int n = 0;
+  for (int i = 0; i < 3; ++i) {
+    if (fixed[i] < 0) {
+      free[n++] = i;
+    } else {
+      x[i] = size[i] * fixed[i];
+    }
+  }
+  for (int k = 0; k < n; ++k) {
+    for (int j = 0; j < 3; ++j) {
+      if (fixed[j] >= 0) {
+        b[free[k]] -= a[free[k]][j] * x[j];
+      }
+    }
+  }
+  for (int k = 0; k < n; ++k) {  // Gauss without pivoting: the matrix is positive definite
+    for (int l = k + 1; l < n; ++l) {
+      const double ratio = a[free[l]][free[k]] / a[free[k]][free[k]];
+      for (int m = k + 1; m < n; ++m) {
+        a[free[l]][free[m]] -= ratio * a[free[k]][free[m]];
+      }
+      b[free[l]] -= ratio * b[free[k]];
+    }
+  }
+  for (int k = n - 1; k >= 0; --k) {
+    double rest = b[free[k]];
+    for (int l = k + 1; l < n; ++l) {
+      rest -= a[free[k]][free[l]] * x[free[l]];
+    }
+    x[free[k]] = rest / a[free[k]][free[k]];
+  }
+  return x;
+}
+
+bool within(const Vec& x, const Vec& size) {
+  return x[0] >= 0 && x[0] <= size[0] && x[1] >= 0 && x[1] <= size[1] && x[2] >= 0 && x[2] <= size[2];
+}
+
+Vec minimise(const Symmetric& a, const Vec& b, const Vec& size) {
+  const Vec unbound = solve(a, b, {-1, -1, -1}, size);
+  if (within(unbound, size)) {
+    return unbound;
+  }
+  Vec best{};
+  double least = std::numeric_limits<double>::infinity();
+  for (int code = 1; code < 27; ++code) {
+    const Vec x = solve(a, b, {code / 9 - 1, code / 3 % 3 - 1, code % 3 - 1}, size);
+    if (within(x, size)) {
+      double error = 0;
+      for (int i = 0; i < 3; ++i) {
+        error += x[i] * (a[i][0] * x[0] + a[i][1] * x[1] + a[i][2] * x[2] - 2 * b[i]);
+      }
+      if (error < least) {
+        least = error;
+        best = x;
+      }
+    }
+  }
+  return best;
+}
+
+struct Part {
+  std::vector<std::int32_t> coords;
+  std::vector<float> vertices;
+  std::vector<char> flags;
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_grid(const at::Tensor& corners, const at::Tensor& open_start,
+                                                         const at::Tensor& open_end, const std::vector<double>& size,
+                                                         const std::vector<std::int64_t>& shape, double face_weight,
+                                                         double boundary_weight, double regularization) {
+  const VoxelGrid grid(size, shape);
+  const Vec extent{grid.size[0], grid.size[1], grid.size[2]};
+  const at::Tensor triangles = corners.contiguous(), starts = open_start.contiguous(), ends = open_end.contiguous();
+  const float* t = triangles.const_data_ptr<float>();
+  const float *start = starts.const_data_ptr<float>(), *end = ends.const_data_ptr<float>();
+  const Slabs slabs(grid);
+  const auto of_slab = slabs.members(triangles.size(0), [&](std::int64_t i) { return bounds_x(t + 9 * i); });
+  const auto open_of_slab = slabs.members(starts.size(0), [&](std::int64_t i) {
+    return std::minmax(start[3 * i], end[3 * i]);
+  });
+
+  std::vector<Part> parts(slabs.count());
+  slabs.for_each([&](std::int64_t index) {
+    const Slab slab = slabs[index];
+    SlabTable table(grid, slab);
+    std::vector<Gathered> gathered;
+    for (const std::int32_t i : of_slab[index]) {
+      const float* triangle = t + 9 * static_cast<std::int64_t>(i);
+      const Terms plane = plane_terms(unit_normal(triangle), triangle);
+      for_each_crossing(triangle, grid, slab, [&](const Cell& voxel, int axis, const Vec& point) {
+        for_each_around(voxel, axis, slab, [&](const Cell& around, bool first) {
+          const std::int64_t row = table.insert(around);
+          if (row == static_cast<std::int64_t>(gathered.size())) {
+            gathered.emplace_back();
+          }
+          Gathered& to = gathered[row];
+          plane.add_to(to, 1);
+          for (int k = 0; k < 3; ++k) {
+            to.points[k] += point[k];
+          }
+          to.count += 1;
+          to.crossed[axis] |= first;
+        });
+      });
+    }
+    if (face_weight > 0) {
+      for (const std::int32_t i : of_slab[index]) {
+        const float* triangle = t + 9 * static_cast<std::int64_t>(i);
+        const VecF normal = unit_normal(triangle);
+        const Terms plane = plane_terms(normal, triangle);
+        for_each_touched(triangle, normal, grid, slab, table,
+                         [&](std::int64_t row) { plane.add_to(gathered[row], face_weight); });
+      }
+    }
+    for (const std::int32_t i : open_of_slab[index]) {
+      const float *a = start + 3 * static_cast<std::int64_t>(i), *b = end + 3 * static_cast<std::int64_t>(i);
+      Vec along{b[0] - a[0], b[1] - a[1], b[2] - a[2]};
+      const double length = std::sqrt(along[0] * along[0] + along[1] * along[1] + along[2] * along[2]);
+      for (double& x : along) {
+        x /= length;
+      }
+      const Terms line = line_terms(along, a);
+      for_each_passed(a, along, length, grid, slab, table,
+                      [&](std::int64_t row) { line.add_to(gathered[row], boundary_weight); });
+    }
+
+    Part& part = parts[index];
+    for (const std::int32_t row : table.sorted()) {
+      const Gathered& g = gathered[row];
+      const Cell voxel = table.cell(table.voxels()[row]);
+      const auto& m = g.matrix;
+      Symmetric a{Vec{m[0], m[1], m[2]}, Vec{m[1], m[3], m[4]}, Vec{m[2], m[4], m[5]}};
+      Vec corner, b;
+      for (int k = 0; k < 3; ++k) {
+        a[k][k] += regularization * g.count;
+        corner[k] = voxel[k] * extent[k];
+      }
+      for (int k = 0; k < 3; ++k) {  // from the voxel's own corner, which keeps all digits
+        b[k] = g.target[k] + regularization * g.points[k] -
+               (a[k][0] * corner[0] + a[k][1] * corner[1] + a[k][2] * corner[2]);
+      }
+      const Vec x = minimise(a, b, extent);
+      for (int k = 0; k < 3; ++k) {
+        part.coords.push_back(static_cast<std::int32_t>(voxel[k]));
+        part.vertices.push_back(static_cast<float>(corner[k] + x[k]));
+        part.flags.push_back(g.crossed[k]);
+      }
+    }
+  });
+
+  std::int64_t total = 0;
+  for (const Part& part : parts) {
+    total += static_cast<std::int64_t>(part.coords.size()) / 3;
+  }
+  at::Tensor coords = at::empty({total, 3}, triangles.options().dtype(at::kInt));
+  at::Tensor vertices = at::empty({total, 3}, triangles.options());
+  at::Tensor flags = at::empty({total, 3}, triangles.options().dtype(at::kBool));
+  auto* coords_out = coords.mutable_data_ptr<std::int32_t>();
+  auto* vertices_out = vertices.mutable_data_ptr<float>();
+  auto* flags_out = flags.mutable_data_ptr<bool>();
+  for (const Part& part : parts) {
+    coords_out = std::copy(part.coords.begin(), part.coords.end(), coords_out);
+    vertices_out = std::copy(part.vertices.begin(), part.vertices.end(), vertices_out);
+    flags_out = std::transform(part.flags.begin(), part.flags.end(), flags_out, [](char flag) { return flag != 0; });
+  }
+  return {coords, vertices, flags};
+}
+
+}  // namespace o_voxel

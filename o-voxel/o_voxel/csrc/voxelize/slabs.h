@@ -1,0 +1,284 @@
+// Slabs of voxels, the triangles in them, and where these cross the lines of the grid.
+//
+// A slab is all voxels of a few x.  Whatever touches it is handled in the order of the input, so that every sum of a
+// voxel has one order, however many slabs and threads there are.  Positions on lines are rounded as in voxelize.py.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+namespace o_voxel {
+
+using Vec = std::array<double, 3>;
+using VecF = std::array<float, 3>;
+using Cell = std::array<std::int64_t, 3>;
+
+struct VoxelGrid {
+  VecF size;
+  Cell shape;
+
+  VoxelGrid(const std::vector<double>& voxel, const std::vector<std::int64_t>& voxels)
+      : size{float(voxel.at(0)), float(voxel.at(1)), float(voxel.at(2))}, shape{voxels.at(0), voxels.at(1), voxels.at(2)} {}
+
+  double far_side(std::int64_t cell, int axis) const { return static_cast<float>(cell + 1) * size[axis]; }
+
+  std::int64_t cell(double position, int axis) const {
+    const double at = std::trunc(position / size[axis]);
+    return static_cast<std::int64_t>(std::clamp(at, 0.0, static_cast<double>(shape[axis] - 1)));
+  }
+};
+
+struct Slab {
+  std::int64_t begin, end;  // of x
+
+  bool holds(std::int64_t x) const { return x >= begin && x < end; }
+};
+
+// Rows of a slab's voxels by their place in it: open addressing, half empty.
+class SlabTable {
+ public:
+  SlabTable(const VoxelGrid& grid, Slab slab) : grid_(grid), slab_(slab), keys_(1024, kFree), rows_(1024) {}
+
+  std::int64_t key(const Cell& c) const {
+    return ((c[0] - slab_.begin) * grid_.shape[1] + c[1]) * grid_.shape[2] + c[2];
+  }
+
+  Cell cell(std::int64_t key) const {
+    const std::int64_t z = key % grid_.shape[2], xy = key / grid_.shape[2];
+    return {xy / grid_.shape[1] + slab_.begin, xy % grid_.shape[1], z};
+  }
+
+  // The row of a voxel, a new one if it has none.
+  std::int64_t insert(const Cell& voxel) {
+    const std::int64_t wanted = key(voxel);
+    std::size_t place = find_place(wanted);
+    if (keys_[place] == wanted) {
+      return rows_[place];
+    }
+    if (2 * (voxels_.size() + 1) > keys_.size()) {
+      grow();
+      place = find_place(wanted);
+    }
+    keys_[place] = wanted;
+    rows_[place] = static_cast<std::int32_t>(voxels_.size());
+    voxels_.push_back(wanted);
+    return rows_[place];
+  }
+
+  // The row of a voxel, or -1.
+  std::int64_t find(const Cell& voxel) const {
+    const std::int64_t wanted = key(voxel);
+    const std::size_t place = find_place(wanted);
+    return keys_[place] == wanted ? rows_[place] : -1;
+  }
+
+  const std::vector<std::int64_t>& voxels() const { return voxels_; }
+
+  // Rows in the order of their voxels.
+  std::vector<std::int32_t> sorted() const {
+    std::vector<std::int32_t> order(voxels_.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return voxels_[a] < voxels_[b]; });
+    return order;
+  }
+
+ private:
+  static constexpr std::int64_t kFree = -1;
+
+  std::size_t find_place(std::int64_t wanted) const {
+    const std::size_t mask = keys_.size() - 1;
+    std::uint64_t hash = static_cast<std::uint64_t>(wanted) * 0x9fb21c651e98df25ull;
+    std::size_t place = (hash ^ (hash >> 32)) & mask;
+    while (keys_[place] != kFree && keys_[place] != wanted) {
+      place = (place + 1) & mask;
+    }
+    return place;
+  }
+
+  void grow() {
+    keys_.assign(2 * keys_.size(), kFree);
+    rows_.resize(keys_.size());
+    for (std::size_t row = 0; row < voxels_.size(); ++row) {
+      const std::size_t place = find_place(voxels_[row]);
+      keys_[place] = voxels_[row];
+      rows_[place] = static_cast<std::int32_t>(row);
+    }
+  }
+
+  const VoxelGrid& grid_;
+  Slab slab_;
+  std::vector<std::int64_t> keys_;
+  std::vector<std::int32_t> rows_;
+  std::vector<std::int64_t> voxels_;
+};
+
+// The slabs of a grid, and which of some items (given by their bounds in x) touch each, in the order of the items.
+class Slabs {
+ public:
+  static constexpr std::int64_t kWidth = 8;
+
+  explicit Slabs(const VoxelGrid& grid) : grid_(grid), count_((grid.shape[0] + kWidth - 1) / kWidth) {}
+
+  std::int64_t count() const { return count_; }
+
+  Slab operator[](std::int64_t i) const { return {i * kWidth, std::min((i + 1) * kWidth, grid_.shape[0])}; }
+
+  template <typename Bounds>
+  std::vector<std::vector<std::int32_t>> members(std::int64_t items, Bounds bounds) const {
+    std::vector<std::vector<std::int32_t>> result(count_);
+    const double last = static_cast<double>(grid_.shape[0] - 1);
+    for (std::int64_t item = 0; item < items; ++item) {
+      const std::pair<float, float> x = bounds(item);
+      // A cell more on both sides: an edge belongs to the voxels around it.
+      const double low = std::floor(static_cast<double>(x.first) / grid_.size[0]) - 1;
+      const double high = std::floor(static_cast<double>(x.second) / grid_.size[0]) + 1;
+      if (high < 0 || low > last) {
+        continue;
+      }
+      const auto first = static_cast<std::int64_t>(std::max(low, 0.0)) / kWidth;
+      const auto end = static_cast<std::int64_t>(std::min(high, last)) / kWidth;
+      for (std::int64_t slab = first; slab <= end; ++slab) {
+        result[slab].push_back(static_cast<std::int32_t>(item));
+      }
+    }
+    return result;
+  }
+
+  // Calls work(i) for every slab, from all threads.
+  template <typename Work>
+  void for_each(Work work) const {
+    std::atomic<std::int64_t> next{0};
+    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
+      for (std::int64_t i = next++; i < count_; i = next++) {
+        work(i);
+      }
+    });
+  }
+
+ private:
+  const VoxelGrid& grid_;
+  std::int64_t count_;
+};
+
+inline double mix(double a, double b, double at, double value_a, double value_b) {
+  if (a == b) {
+    return value_a;
+  }
+  const double share = (at - a) / (b - a);
+  return (1 - share) * value_a + share * value_b;
+}
+
+// Calls visit(voxel whose far edge along axis is crossed, axis, point) for each crossing of a triangle with an inner
+// line of the grid that some voxel of the slab has as an edge.
+template <typename Visit>
+void for_each_crossing(const float* triangle, const VoxelGrid& grid, Slab slab, Visit visit) {
+  struct Corner {
+    double x, y, z;
+  };
+  for (int axis = 0; axis < 3; ++axis) {
+    const int u = (axis + 1) % 3, v = (axis + 2) % 3;
+    std::array<Corner, 3> c;
+    for (int i = 0; i < 3; ++i) {
+      c[i] = {triangle[3 * i + u], triangle[3 * i + v], triangle[3 * i + axis]};
+    }
+    std::stable_sort(c.begin(), c.end(), [](const Corner& a, const Corner& b) { return a.y < b.y; });
+    std::int64_t row = grid.cell(c[0].y, v), last_row = grid.cell(c[2].y, v);
+    const std::int64_t turn = grid.cell(c[1].y, v);
+    if (v == 0) {
+      row = std::max(row, slab.begin - 1);
+      last_row = std::min(last_row, slab.end);
+    }
+    for (; row < last_row; ++row) {
+      const bool upper = row >= turn;
+      const Corner& apex = upper ? c[2] : c[0];
+      const Corner& foot = upper ? c[0] : c[2];
+      const double y = grid.far_side(row, v);
+      double x0 = mix(apex.y, c[1].y, y, apex.x, c[1].x), z0 = mix(apex.y, c[1].y, y, apex.z, c[1].z);
+      double x1 = mix(apex.y, foot.y, y, apex.x, foot.x), z1 = mix(apex.y, foot.y, y, apex.z, foot.z);
+      if (x0 > x1) {
+        std::swap(x0, x1);
+        std::swap(z0, z1);
+      }
+      std::int64_t column = grid.cell(x0, u), last_column = grid.cell(x1, u);
+      if (u == 0) {
+        column = std::max(column, slab.begin - 1);
+        last_column = std::min(last_column, slab.end);
+      } else if (axis == 0 && column < last_column) {
+        // Only where the line is in the slab, and a cell more.
+        const double low = (slab.begin - 1) * static_cast<double>(grid.size[0]);
+        const double high = (slab.end + 1) * static_cast<double>(grid.size[0]);
+        if (std::max(z0, z1) < low || std::min(z0, z1) > high) {
+          continue;
+        }
+        if (std::abs(z1 - z0) > high - low) {
+          double enter = mix(z0, z1, low, x0, x1), leave = mix(z0, z1, high, x0, x1);
+          if (enter > leave) {
+            std::swap(enter, leave);
+          }
+          column = std::max(column, grid.cell(enter, u) - 2);
+          last_column = std::min(last_column, grid.cell(leave, u) + 2);
+        }
+      }
+      for (; column < last_column; ++column) {
+        const double x = grid.far_side(column, u);
+        const double z = mix(x0, x1, x, z0, z1);
+        const double depth = std::trunc(z / grid.size[axis]);
+        if (!(depth >= 0 && depth < static_cast<double>(grid.shape[axis]))) {
+          continue;
+        }
+        Cell voxel;
+        Vec point;
+        voxel[u] = column, voxel[v] = row, voxel[axis] = static_cast<std::int64_t>(depth);
+        point[u] = x, point[v] = y, point[axis] = z;
+        visit(voxel, axis, point);
+      }
+    }
+  }
+}
+
+// Calls visit(voxel, whether it is the first) for those of the four voxels around an edge that are in the slab.
+template <typename Visit>
+void for_each_around(Cell voxel, int axis, Slab slab, Visit visit) {
+  const int u = (axis + 1) % 3, v = (axis + 2) % 3;
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      Cell other = voxel;
+      other[u] += i;
+      other[v] += j;
+      if (slab.holds(other[0])) {
+        visit(other, i == 0 && j == 0);
+      }
+    }
+  }
+}
+
+inline float dot(const VecF& a, const VecF& b) { return a[0] * b[0] + (a[1] * b[1] + a[2] * b[2]); }
+
+// Unit normal of a triangle, zero where it has no area.
+inline VecF unit_normal(const float* t) {
+  VecF a, b;
+  for (int i = 0; i < 3; ++i) {
+    a[i] = t[3 + i] - t[i];
+    b[i] = t[6 + i] - t[3 + i];
+  }
+  VecF n{a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
+  const float length = std::sqrt(dot(n, n));
+  for (float& x : n) {
+    x = length > 0 ? x / length : 0.0f;
+  }
+  return n;
+}
+
+inline std::pair<float, float> bounds_x(const float* t) {
+  return {std::min({t[0], t[3], t[6]}), std::max({t[0], t[3], t[6]})};
+}
+
+}  // namespace o_voxel
