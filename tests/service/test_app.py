@@ -57,6 +57,7 @@ def test_the_parameters_are_the_table_of_options(service: TestClient) -> None:
     specs = {s.name: s for s in option_specs() if s.documented and s.name != "return_no_background"}
     assert list(fields) == ["image", *specs, "wait"]
     assert len(specs) + 1 == 15
+    assert "securitySchemes" not in document["components"]
     for name, spec in specs.items():
         assert fields[name]["default"] == spec.default
         assert fields[name].get("minimum") == spec.ge
@@ -345,6 +346,7 @@ def test_keys_and_origins(start_service: StartService, tmp_path: Path, picture: 
                 assert answer.status_code == 401
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert client.get("/metrics").status_code == 401
+        assert client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["security"]
         job = submit(client, picture, headers=first).json()  # type: ignore[arg-type]
         assert job["status"] == "completed"
         for path in (f"/api/v1/jobs/{job['job_id']}", job["preview_image_url"]):
@@ -352,8 +354,17 @@ def test_keys_and_origins(start_service: StartService, tmp_path: Path, picture: 
             assert client.get(path, headers=second).status_code == 404
             assert client.get(path).status_code == 401
         assert client.get("/api/v1/jobs", headers=second).json() == {"jobs": [], "next": None}
-        origins = {"Origin": "https://page.example"}
-        assert client.get("/health", headers=origins).headers["Access-Control-Allow-Origin"] == "https://page.example"
+        page = {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"}
+        assert client.get("/health", headers=page).headers["Access-Control-Allow-Origin"] == "https://page.example"
+        assert submit(client, picture, headers=page).status_code == 401
+        other = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
+        assert submit(client, picture, headers=other).status_code == 403
+
+
+def test_pages_of_other_sites_may_not_use_it(service: TestClient, picture: bytes) -> None:
+    for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        answer = submit(service, picture, headers={"Sec-Fetch-Site": site, "Origin": "https://x.example"})
+        assert answer.status_code == code
 
 
 # Bounds

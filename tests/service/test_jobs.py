@@ -129,6 +129,12 @@ def test_one_process_owns_the_file(store: JobStore, tmp_path: Path) -> None:
         JobStore(tmp_path / "jobs.sqlite3")
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another with TRELLIS2_DATA"):
+        Storage(tmp_path / "file" / "data")
+
+
 def test_a_restart_removes_what_belongs_to_no_job_and_nothing_else(store: JobStore, tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     waiting, done, stray = (store.new_id() for _ in range(3))

@@ -8,7 +8,7 @@ import logging
 import signal
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -71,8 +71,18 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Idempotency-Key", "Prefer"],
             expose_headers=["Location", "Retry-After"],
         )
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, origins=settings.cors_origins)
+    if not settings.api_keys:
+        _without_keys(app.openapi())
     return app
+
+
+def _without_keys(document: dict[str, Any]) -> None:
+    """Let the description of the service ask for no key, where none is needed."""
+    del document["components"]["securitySchemes"]
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation.pop("security", None)
 
 
 @asynccontextmanager
@@ -121,10 +131,14 @@ def _told_to_stop(service: Service) -> Iterator[None]:
 
 
 class Guard:
-    """Refuses bodies that are too large, before they are read, and adds the security headers."""
+    """Refuses, before they are read, bodies that are too large and what other sites' pages send; adds the headers.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Browsers let any page post a form here and only hide the answer, which is no help to who pays for the jobs.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         self.app = app
+        self.origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -149,11 +163,20 @@ class Guard:
                     headers.setdefault("Content-Security-Policy", _POLICY)
             await send(message)
 
-        length = Headers(scope=scope).get("content-length", "0")
-        if length.isdecimal() and int(length) > FORM_BYTES:
-            await JSONResponse({"detail": _TOO_LARGE}, 413)(scope, receive, secured)
+        if (refusal := self._refusal(scope["method"], Headers(scope=scope))) is not None:
+            await refusal(scope, receive, secured)
         else:
             await self.app(scope, limited, secured)
+
+    def _refusal(self, method: str, headers: Headers) -> Response | None:
+        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if method in ("POST", "DELETE") and foreign and headers.get("origin") not in self.origins:
+            detail = "Pages of other sites may not call this service; TRELLIS2_CORS_ORIGINS allows them to."
+            return JSONResponse({"detail": detail}, 403)
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > FORM_BYTES:
+            return JSONResponse({"detail": _TOO_LARGE}, 413)
+        return None
 
 
 def _input_error(request: Request, error: Exception) -> Response:

@@ -96,7 +96,7 @@ def form_schema() -> dict[str, Any]:
     """The form as OpenAPI describes it."""
     image = {"type": "string", "format": "binary", "description": "Picture of one object."}
     properties = {"image": image} | {spec.name: _schema(spec) for spec in (*SPECS.values(), WAIT)}
-    schema = {"type": "object", "required": ["image"], "properties": properties}
+    schema = {"type": "object", "required": ["image"], "properties": properties, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

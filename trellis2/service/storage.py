@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from trellis2.errors import InputError
+
 FILES = {
     "output.mp4": "video/mp4",
     "output.glb": "model/gltf-binary",
@@ -20,13 +22,21 @@ _JOB_FILE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.partial)?")
 
 
 class Storage:
-    """Folders below ``root``. Whatever has a final name is complete: files appear by renaming."""
+    """Folders below ``root``. Whatever has a final name is complete: files appear by renaming.
+
+    Raises InputError where the folders cannot be made.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uploads, self.works, self.outputs = (root / name for name in ("uploads", "work", "outputs"))
-        for folder in (self.uploads, self.works, self.outputs):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (self.uploads, self.works, self.outputs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The folder {root} cannot be made ({error.strerror}); choose another with TRELLIS2_DATA."
+            ) from error
 
     def keep_upload(self, job_id: str, picture: bytes) -> None:
         """Store the picture so that it survives a crash. Raises OSError and leaves nothing where the disk is full."""
