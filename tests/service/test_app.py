@@ -397,6 +397,24 @@ def test_old_files_are_removed(start_service: StartService, tmp_path: Path, pict
         assert [path.name for path in (tmp_path / "outputs").iterdir()] == [newest["job_id"]]
 
 
+def test_a_full_disk_is_said_and_survived(start_service: StartService, tmp_path: Path, picture: bytes) -> None:
+    with start_service(tmp_path, queue_limit=1000) as client:
+        store = client.app.state.service.store  # type: ignore[attr-defined]
+        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+        store._db.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite says then is what it says of a full disk
+        accepted = []
+        while (answer := submit(client, picture, wait="false")).status_code == 202:
+            accepted.append(answer.json()["job_id"])
+        assert answer.status_code == 503
+        assert answer.json() == {"detail": "The service has no room left on its disk; try again later."}
+        assert client.get("/livez").status_code == 200
+        store._db.execute("PRAGMA max_page_count = 1000000")
+        for job_id in accepted:
+            job_after(client, job_id, "completed")
+        assert submit(client, picture).status_code == 200
+        assert uploads(client) == []
+
+
 def test_a_model_that_is_missing_is_named(start_service: StartService, tmp_path: Path, picture: bytes) -> None:
     nowhere = tmp_path / "nowhere"
     with start_service(tmp_path / "data", model=nowhere, loaded=False) as client:
