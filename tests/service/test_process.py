@@ -55,6 +55,37 @@ curl -X POST http://localhost:8000/api/v1/image-to-3d \\
 """
 DOCUMENTED_DOWNLOAD = "curl -o output.glb http://localhost:8000/api/v1/outputs/{job_id}/output.glb"
 
+DOCUMENTED_JAVASCRIPT = """
+async function generateModel(imageFile) {
+  const formData = new FormData();
+  formData.append('image', imageFile);
+  formData.append('seed', '42');
+  formData.append('pipeline_type', '1024_cascade');
+  formData.append('generate_video', 'true');
+  formData.append('generate_model', 'true');
+
+  const response = await fetch('http://localhost:8000/api/v1/image-to-3d', {
+    method: 'POST',
+    body: formData
+  });
+
+  const result = await response.json();
+  console.log('Job ID:', result.job_id);
+
+  // Download model
+  const modelBlob = await fetch(`http://localhost:8000${result.model_url}`)
+    .then(r => r.blob());
+
+  return modelBlob;
+}
+"""
+CALL_IN_NODE = """
+const { openAsBlob, writeFileSync } = require('node:fs');
+openAsBlob('assets/example_image/T.png')
+  .then(generateModel)
+  .then(async blob => writeFileSync('output.glb', Buffer.from(await blob.arrayBuffer())));
+"""
+
 
 @dataclass
 class Running:
@@ -116,7 +147,7 @@ def run(*command: str | Path, service: Running, cwd: Path) -> str:
     address = f"http://localhost:{service.port}"
     environment = os.environ | {"TRELLIS2_URL": address, "PYTHONPATH": str(ROOT)}
     words = [str(word).replace("http://localhost:8000", address) for word in command]
-    result = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -168,6 +199,14 @@ def test_the_documented_curl_lines(service: Running, tmp_path: Path) -> None:
     assert answer["status"] == "completed"
     download = DOCUMENTED_DOWNLOAD.replace("{job_id}", answer["job_id"])
     run("bash", "-c", download, service=service, cwd=tmp_path)
+    assert read_glb(tmp_path / "output.glb")
+
+
+@pytest.mark.slow
+def test_the_documented_javascript_example(service: Running, tmp_path: Path) -> None:
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    printed = run("node", "--no-warnings", "-e", DOCUMENTED_JAVASCRIPT + CALL_IN_NODE, service=service, cwd=tmp_path)
+    assert printed.startswith("Job ID: ")
     assert read_glb(tmp_path / "output.glb")
 
 
