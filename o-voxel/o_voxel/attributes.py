@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_points
-from .voxelize import Grid, around, check_triangles, compiled, crossings, make_grid, segment_sum, unit_normals
+from .voxelize import Grid, around, bounds, check_triangles, compiled, crossings, make_grid, segment_sum, unit_normals
 
 REPEAT, CLAMP, MIRROR = 0, 1, 2
 OPAQUE, MASK, BLEND = 0, 1, 2
@@ -154,7 +154,7 @@ def make_texture(image: Tensor, linear: bool = True, wrap: int = REPEAT) -> Text
 def attributes_reference(
     surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
 ) -> tuple[Tensor, Tensor]:
-    """(coords (N, 3) int32, (N, 12) float64 attributes in the order of WIDTHS), in torch."""
+    """(coords (N, 3) int32, (N, 12) uint8 attributes in the order of WIDTHS), in torch."""
     parts: list[tuple[Tensor, Tensor]] = []
     for index, material in enumerate(materials):
         for chosen in torch.nonzero(surface.material == index)[:, 0].split(_CHUNK):
@@ -163,7 +163,10 @@ def attributes_reference(
             weight, values = _evaluate(surface, chosen, triangle, grid.voxels(keys), material, grid, mip_level_offset)
             parts.append(_total(keys, torch.cat([values * weight[:, None], weight[:, None]], dim=1)))
     keys, sums = _total(torch.cat([keys for keys, _ in parts]), torch.cat([sums for _, sums in parts]))
-    return grid.voxels(keys).int(), sums[:, :-1] / sums[:, -1:]
+    values = sums[:, :-1] / sums[:, -1:]
+    values[:, 9:] = values[:, 9:] * 0.5 + 0.5
+    # Whole numbers stay what they are, whatever the rounding of the mean.
+    return grid.voxels(keys).int(), (values * 255 + 1e-3).clamp(0, 255).byte()
 
 
 def attributes_compiled(
@@ -220,8 +223,7 @@ def _voxelise(
         raise ValueError(f"mip_level_offset={mip_level_offset!r} must be finite.")
     if bool((whole.material < 0).any()) or bool((whole.material >= len(materials)).any()):
         raise ValueError(f"dump['objects'] must hold mat_ids from 0 to {len(materials) - 1}.")
-    points = whole.corners.reshape(-1, 3)
-    grid = make_grid(torch.stack([points.amin(dim=0), points.amax(dim=0)]), voxel_size, grid_size, aabb)
+    grid = make_grid(bounds(whole.corners), voxel_size, grid_size, aabb)
     if verbose:
         sys.stdout.write(f"grid {grid.shape}, voxel {grid.size.tolist()}, aabb {grid.box.tolist()}\n")
     whole = Surface(whole.corners - grid.box[0], whole.normals, whole.uvs, whole.colors, whole.material)
@@ -231,10 +233,7 @@ def _voxelise(
         coords, values = attributes_reference(whole, materials, grid, mip_level_offset)
     else:
         coords, values = attributes_compiled(native, whole, materials, grid, mip_level_offset)
-    values[:, 9:] = values[:, 9:] * 0.5 + 0.5
-    # Whole numbers stay what they are, whatever the rounding of the mean.
-    levels = (values * 255 + 1e-3).clamp(0, 255).byte()
-    attributes = dict(zip(WIDTHS, levels.split(list(WIDTHS.values()), dim=1), strict=True))
+    attributes = dict(zip(WIDTHS, values.split(list(WIDTHS.values()), dim=1), strict=True))
     if start is not None:
         sys.stdout.write(f"voxel attributes took {time.perf_counter() - start:.3f} s\n")
     return coords, {name: value.contiguous() for name, value in attributes.items()}

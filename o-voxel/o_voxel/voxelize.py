@@ -26,6 +26,7 @@ MAX_GRID = 1 << 20  # voxels along an axis: three of them fit one int64 key
 # Where nothing else holds a vertex in some direction, this much of the regularisation does.
 _LEAST_REGULARIZATION = 1e-6
 _FAR = float(1 << 24)  # voxels from the grid's corner; beyond, float32 does not tell one from the next
+_CHECKED = 1 << 16  # triangles looked at before the next ones are
 _CHUNK = 1 << 21  # columns of voxels tested at a time
 _SYMMETRIC = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
@@ -95,9 +96,9 @@ def mesh_to_flexible_dual_grid(
     if not len(faces):
         raise ValueError("faces must hold at least one triangle.")
     faces = faces.long()
-    used = vertices[faces].reshape(-1, 3)
-    grid = make_grid(torch.stack([used.amin(dim=0), used.amax(dim=0)]), voxel_size, grid_size, aabb)
-    corners = (vertices - grid.box[0])[faces]
+    corners = vertices[faces]
+    grid = make_grid(bounds(corners), voxel_size, grid_size, aabb)
+    corners -= grid.box[0]
     check_triangles(corners, grid)
     weights = (float(face_weight), float(boundary_weight), max(float(regularization_weight), _LEAST_REGULARIZATION))
     native = None if corners.is_cuda else compiled()
@@ -110,11 +111,11 @@ def mesh_to_flexible_dual_grid(
     return result
 
 
-def make_grid(bounds: Tensor, voxel_size: Any, grid_size: Any, aabb: Any) -> Grid:
+def make_grid(extremes: Tensor, voxel_size: Any, grid_size: Any, aabb: Any) -> Grid:
     """The grid that the arguments of the same names describe; bounds: (2, 3) of the mesh.  Raises ValueError."""
     if voxel_size is None and grid_size is None:
         raise ValueError("voxel_size or grid_size must be given.")
-    device = bounds.device
+    device = extremes.device
     size = None if voxel_size is None else _three("voxel_size", voxel_size).to(device, torch.float32)
     shape = None
     if grid_size is not None:
@@ -122,7 +123,7 @@ def make_grid(bounds: Tensor, voxel_size: Any, grid_size: Any, aabb: Any) -> Gri
         if bool((shape != shape.round()).any()):
             raise ValueError(f"grid_size={grid_size!r} must be whole numbers.")
     if aabb is None:
-        low, high = bounds
+        low, high = extremes
         extent = high - low
         if size is not None:
             margin = torch.ceil(extent / size) * size - extent
@@ -150,14 +151,20 @@ def make_grid(bounds: Tensor, voxel_size: Any, grid_size: Any, aabb: Any) -> Gri
     return Grid(box, size.contiguous(), (x, y, z))
 
 
+def bounds(corners: Tensor) -> Tensor:
+    """(2, 3) least and greatest coordinates of (F, 3, 3) triangles."""
+    return torch.stack(torch.stack([corners[:, :, i] for i in range(3)]).flatten(1).aminmax(dim=1))
+
+
 def check_triangles(corners: Tensor, grid: Grid) -> None:
     """Raise ValueError unless some triangle has an area and some lies in the grid; corners: (F, 3, 3) in it."""
-    if bool((corners.abs() > _FAR * grid.size).any()):
+    if bool((bounds(corners).abs() > _FAR * grid.size).any()):
         raise ValueError(f"vertices must lie within {_FAR:.0f} voxels of aabb.")
     end = torch.tensor(grid.shape, device=corners.device) * grid.size
-    if bool(((corners.amax(dim=1) < 0) | (corners.amin(dim=1) > end)).any(dim=1).all()):
+    chunks = corners.split(_CHECKED)
+    if all(bool(((c.amax(dim=1) < 0) | (c.amin(dim=1) > end)).any(dim=1).all()) for c in chunks):
         raise ValueError("aabb must hold some of the mesh, but every triangle lies outside of it.")
-    if not bool((unit_normals(corners) != 0).any()):
+    if not any(bool((unit_normals(chunk) != 0).any()) for chunk in chunks):
         raise ValueError("faces must hold a triangle with an area, but all are degenerate.")
 
 
@@ -176,7 +183,9 @@ def dual_grid_compiled(
     regularization: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dual_grid_reference by the compiled op, on a CPU."""
-    start, end = open_edges(corners, faces) if boundary_weight > 0 else corners[:0, 0].expand(2, 0, 3)
+    start = end = corners[:0, 0]
+    if boundary_weight > 0:
+        start, end = open_edges(corners, faces, native.open_sides(faces))
     size = grid.size.tolist()
     coords, vertices, flags = native.dual_grid(
         corners, start, end, size, grid.shape, face_weight, boundary_weight, regularization
@@ -217,7 +226,7 @@ def dual_grid_reference(
         for triangle, rows in _touched(corners, keys, grid):
             _add(sums, rows, planes[triangle] * face_weight)
     if boundary_weight > 0:
-        start, end = open_edges(corners, faces)
+        start, end = open_edges(corners, faces, open_sides(faces))
         segment, rows = _passed(start, end, keys, grid)
         _add(sums, rows, _line_terms(start, end)[segment] * boundary_weight)
 
@@ -327,19 +336,22 @@ def _touches(corners: Tensor, normals: Tensor, origin: Tensor, size: Tensor) -> 
     return result
 
 
-def open_edges(corners: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Both ends (B, 3) float32 of the edges that only one triangle has, from the lower vertex to the higher."""
+def open_sides(faces: Tensor) -> Tensor:
+    """(B,) int64: those of the 3 F sides that no other triangle has, in the order of their lower and higher vertex."""
     sides = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
-    ends = corners[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2, 3)
-    low, high = sides.amin(dim=1), sides.amax(dim=1)
-    keys, order = torch.sort(low * (faces.max() + 1) + high, stable=True)
+    keys, order = torch.sort(sides.amin(dim=1) * (faces.max() + 1) + sides.amax(dim=1), stable=True)
     alone = torch.ones_like(keys, dtype=torch.bool)
     alone[1:] &= keys[1:] != keys[:-1]
     alone[:-1] &= keys[1:] != keys[:-1]
-    order = order[alone]
-    flip = (sides[order, 0] > sides[order, 1])[:, None]
-    start, end = ends[order].unbind(1)
-    start, end = torch.where(flip, end, start), torch.where(flip, start, end)
+    return order[alone]
+
+
+def open_edges(corners: Tensor, faces: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    """Both ends (B, 3) float32 of sides, from the lower vertex to the higher; those of no length are left out."""
+    face, first, second = sides // 3, sides % 3, (sides + 1) % 3
+    flip = (faces[face, first] > faces[face, second])[:, None]
+    a, b = corners[face, first], corners[face, second]
+    start, end = torch.where(flip, b, a), torch.where(flip, a, b)
     long = (end - start).double().norm(dim=1) >= 1e-6
     return start[long], end[long]
 

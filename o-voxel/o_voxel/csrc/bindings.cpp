@@ -54,6 +54,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("voxel_rows", &o_voxel::voxel_rows, py::arg("table"), py::arg("coords"), py::arg("queries"),
              py::call_guard<py::gil_scoped_release>(),
              "(M,) int64: row in coords of each of the (M, 4) int32 queries, or -1.");
+  module.def("open_sides", &o_voxel::open_sides, py::arg("faces"), py::call_guard<py::gil_scoped_release>(),
+             "(B,) int64: the sides that only one of (F, 3) int64 triangles has.");
   module.def("dual_grid", &o_voxel::dual_grid, py::arg("corners"), py::arg("open_start"), py::arg("open_end"),
              py::arg("size"), py::arg("shape"), py::arg("face_weight"), py::arg("boundary_weight"),
              py::arg("regularization"), py::call_guard<py::gil_scoped_release>(),

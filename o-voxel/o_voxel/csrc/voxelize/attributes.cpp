@@ -9,7 +9,8 @@
 namespace o_voxel {
 namespace {
 
-constexpr int kAttributes = 12;
+constexpr int kAttributes = 12, kFirstSigned = 9;
+constexpr double kSlack = 1e-3;  // keeps whole numbers what they are, whatever the rounding of the mean
 constexpr double kLeastWeight = 1e-3;
 constexpr float kLeastArea = 1e-6f;
 constexpr double kOpaque = 0, kMask = 1;
@@ -211,7 +212,7 @@ struct Mean {
 
 struct Part {
   std::vector<std::int32_t> coords;
-  std::vector<double> values;
+  std::vector<std::uint8_t> values;
 };
 
 }  // namespace
@@ -283,11 +284,15 @@ std::tuple<at::Tensor, at::Tensor> attributes(const at::Tensor& corners, const a
       });
     }
     Part& part = parts[index];
-    for (const std::int32_t row : table.sorted()) {
-      const Cell voxel = table.cell(table.voxels()[row]);
+    part.coords.reserve(3 * table.size());
+    part.values.reserve(kAttributes * table.size());
+    for (const auto& [key, row] : table.sorted()) {
+      const Cell voxel = table.cell(key);
       part.coords.insert(part.coords.end(), voxel.begin(), voxel.end());
-      for (const double sum : means[row].sum) {
-        part.values.push_back(sum / means[row].weight);
+      for (int k = 0; k < kAttributes; ++k) {
+        const double value = means[row].sum[k] / means[row].weight;
+        const double scaled = (k < kFirstSigned ? value : value * 0.5 + 0.5) * 255 + kSlack;
+        part.values.push_back(static_cast<std::uint8_t>(scaled > 0 ? std::min(scaled, 255.0) : 0.0));
       }
     }
   });
@@ -297,9 +302,9 @@ std::tuple<at::Tensor, at::Tensor> attributes(const at::Tensor& corners, const a
     total += static_cast<std::int64_t>(part.coords.size()) / 3;
   }
   at::Tensor coords = at::empty({total, 3}, places.options().dtype(at::kInt));
-  at::Tensor values = at::empty({total, kAttributes}, places.options().dtype(at::kDouble));
+  at::Tensor values = at::empty({total, kAttributes}, places.options().dtype(at::kByte));
   auto* coords_out = coords.mutable_data_ptr<std::int32_t>();
-  auto* values_out = values.mutable_data_ptr<double>();
+  auto* values_out = values.mutable_data_ptr<std::uint8_t>();
   for (const Part& part : parts) {
     coords_out = std::copy(part.coords.begin(), part.coords.end(), coords_out);
     values_out = std::copy(part.values.begin(), part.values.end(), values_out);

@@ -194,42 +194,15 @@ void for_each_passed(const float* start, const Vec& direction, double length, co
 
 using Symmetric = std::array<Vec, 3>;
 
-// The minimum of x'Ax - 2 b'x where each axis is free (-1) or fixed to the box's lower (0) or upper (1) side.
-Vec solve(const Symmetric& matrix, const Vec& target, const std::array<int, 3>& fixed, const Vec& size) {
-  Symmetric a = matrix;
-  Vec b = target, x{};
-  std::array<int, 3> free{};
-  int n = 0;
-  for (int i = 0; i < 3; ++i) {
-    if (fixed[i] < 0) {
-      free[n++] = i;
-    } else {
-      x[i] = size[i] * fixed[i];
-    }
-  }
-  for (int k = 0; k < n; ++k) {
-    for (int j = 0; j < 3; ++j) {
-      if (fixed[j] >= 0) {
-        b[free[k]] -= a[free[k]][j] * x[j];
-      }
-    }
-  }
-  for (int k = 0; k < n; ++k) {  // Gauss without pivoting: the matrix is positive definite
-    for (int l = k + 1; l < n; ++l) {
-      const double ratio = a[free[l]][free[k]] / a[free[k]][free[k]];
-      for (int m = k + 1; m < n; ++m) {
-        a[free[l]][free[m]] -= ratio * a[free[k]][free[m]];
-      }
-      b[free[l]] -= ratio * b[free[k]];
-    }
-  }
-  for (int k = n - 1; k >= 0; --k) {
-    double rest = b[free[k]];
-    for (int l = k + 1; l < n; ++l) {
-      rest -= a[free[k]][free[l]] * x[free[l]];
-    }
-    x[free[k]] = rest / a[free[k]][free[k]];
-  }
+// The minimum of x'Ax - 2 b'x without bounds; A is positive definite.
+Vec solve(const Symmetric& a, const Vec& b) {
+  const double r1 = a[0][1] / a[0][0], r2 = a[0][2] / a[0][0];
+  const double yy = a[1][1] - r1 * a[0][1], yz = a[1][2] - r1 * a[0][2], zz = a[2][2] - r2 * a[0][2];
+  const double by = b[1] - r1 * b[0], bz = b[2] - r2 * b[0], r3 = yz / yy;
+  Vec x;
+  x[2] = (bz - r3 * by) / (zz - r3 * yz);
+  x[1] = (by - yz * x[2]) / yy;
+  x[0] = (b[0] - a[0][1] * x[1] - a[0][2] * x[2]) / a[0][0];
   return x;
 }
 
@@ -237,15 +210,14 @@ bool within(const Vec& x, const Vec& size) {
   return x[0] >= 0 && x[0] <= size[0] && x[1] >= 0 && x[1] <= size[1] && x[2] >= 0 && x[2] <= size[2];
 }
 
+// The same in the box [0, size]: the least of the minima of its faces, edges and corners if the free one is outside.
 Vec minimise(const Symmetric& a, const Vec& b, const Vec& size) {
-  const Vec unbound = solve(a, b, {-1, -1, -1}, size);
-  if (within(unbound, size)) {
-    return unbound;
+  Vec best = solve(a, b);
+  if (within(best, size)) {
+    return best;
   }
-  Vec best{};
   double least = std::numeric_limits<double>::infinity();
-  for (int code = 1; code < 27; ++code) {
-    const Vec x = solve(a, b, {code / 9 - 1, code / 3 % 3 - 1, code % 3 - 1}, size);
+  const auto offer = [&](const Vec& x) {
     if (within(x, size)) {
       double error = 0;
       for (int i = 0; i < 3; ++i) {
@@ -254,6 +226,29 @@ Vec minimise(const Symmetric& a, const Vec& b, const Vec& size) {
       if (error < least) {
         least = error;
         best = x;
+      }
+    }
+  };
+  for (int i = 0; i < 3; ++i) {
+    const int j = (i + 1) % 3, k = (i + 2) % 3;
+    const double ratio = a[j][k] / a[j][j], rest = a[k][k] - ratio * a[j][k];
+    for (const double at_i : {0.0, size[i]}) {
+      const double bj = b[j] - a[i][j] * at_i, bk = b[k] - a[i][k] * at_i;
+      Vec x;
+      x[i] = at_i;
+      x[k] = (bk - ratio * bj) / rest;
+      x[j] = (bj - a[j][k] * x[k]) / a[j][j];
+      offer(x);
+      for (const double at_j : {0.0, size[j]}) {
+        x[j] = at_j;
+        x[k] = (bk - a[j][k] * at_j) / a[k][k];
+        offer(x);
+        if (i == 0) {
+          for (const double at_k : {0.0, size[k]}) {
+            x[k] = at_k;
+            offer(x);
+          }
+        }
       }
     }
   }
@@ -267,6 +262,42 @@ struct Part {
 };
 
 }  // namespace
+
+at::Tensor open_sides(const at::Tensor& faces) {
+  const at::Tensor packed_faces = faces.contiguous();
+  const auto* f = packed_faces.const_data_ptr<std::int64_t>();
+  const std::int64_t sides = 3 * packed_faces.size(0);
+  const auto ends = [&](std::int64_t side) { return std::minmax(f[side], f[side % 3 == 2 ? side - 2 : side + 1]); };
+  const std::int64_t vertices = sides == 0 ? 0 : *std::max_element(f, f + sides) + 1;
+  // Sides by their lower vertex, then within the few of one vertex by the higher.
+  std::vector<std::int64_t> begin(vertices + 1, 0);
+  for (std::int64_t side = 0; side < sides; ++side) {
+    ++begin[ends(side).first + 1];
+  }
+  for (std::int64_t i = 0; i < vertices; ++i) {
+    begin[i + 1] += begin[i];
+  }
+  std::vector<std::pair<std::int64_t, std::int64_t>> of_vertex(sides);
+  std::vector<std::int64_t> next(begin.begin(), begin.end() - 1);
+  for (std::int64_t side = 0; side < sides; ++side) {
+    const auto [low, high] = ends(side);
+    of_vertex[next[low]++] = {high, side};
+  }
+  std::vector<std::int64_t> open;
+  for (std::int64_t i = 0; i < vertices; ++i) {
+    std::sort(of_vertex.begin() + begin[i], of_vertex.begin() + begin[i + 1]);
+    for (std::int64_t k = begin[i]; k < begin[i + 1]; ++k) {
+      const bool as_before = k > begin[i] && of_vertex[k - 1].first == of_vertex[k].first;
+      const bool as_after = k + 1 < begin[i + 1] && of_vertex[k + 1].first == of_vertex[k].first;
+      if (!as_before && !as_after) {
+        open.push_back(of_vertex[k].second);
+      }
+    }
+  }
+  at::Tensor result = at::empty({static_cast<std::int64_t>(open.size())}, packed_faces.options());
+  std::copy(open.begin(), open.end(), result.mutable_data_ptr<std::int64_t>());
+  return result;
+}
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_grid(const at::Tensor& corners, const at::Tensor& open_start,
                                                          const at::Tensor& open_end, const std::vector<double>& size,
@@ -329,9 +360,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_grid(const at::Tensor& corne
     }
 
     Part& part = parts[index];
-    for (const std::int32_t row : table.sorted()) {
+    part.coords.reserve(3 * table.size());
+    part.vertices.reserve(3 * table.size());
+    part.flags.reserve(3 * table.size());
+    for (const auto& [key, row] : table.sorted()) {
       const Gathered& g = gathered[row];
-      const Cell voxel = table.cell(table.voxels()[row]);
+      const Cell voxel = table.cell(key);
       const auto& m = g.matrix;
       Symmetric a{Vec{m[0], m[1], m[2]}, Vec{m[1], m[3], m[4]}, Vec{m[2], m[4], m[5]}};
       Vec corner, b;

@@ -11,7 +11,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -80,13 +79,15 @@ class SlabTable {
     return keys_[place] == wanted ? rows_[place] : -1;
   }
 
-  const std::vector<std::int64_t>& voxels() const { return voxels_; }
+  std::int64_t size() const { return static_cast<std::int64_t>(voxels_.size()); }
 
-  // Rows in the order of their voxels.
-  std::vector<std::int32_t> sorted() const {
-    std::vector<std::int32_t> order(voxels_.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return voxels_[a] < voxels_[b]; });
+  // (voxel's key, row) in the order of the keys.
+  std::vector<std::pair<std::int64_t, std::int32_t>> sorted() const {
+    std::vector<std::pair<std::int64_t, std::int32_t>> order(voxels_.size());
+    for (std::size_t row = 0; row < voxels_.size(); ++row) {
+      order[row] = {voxels_[row], static_cast<std::int32_t>(row)};
+    }
+    std::sort(order.begin(), order.end());
     return order;
   }
 
@@ -189,7 +190,11 @@ void for_each_crossing(const float* triangle, const VoxelGrid& grid, Slab slab, 
     for (int i = 0; i < 3; ++i) {
       c[i] = {triangle[3 * i + u], triangle[3 * i + v], triangle[3 * i + axis]};
     }
-    std::stable_sort(c.begin(), c.end(), [](const Corner& a, const Corner& b) { return a.y < b.y; });
+    for (const auto& [first, second] : {std::pair{0, 1}, std::pair{1, 2}, std::pair{0, 1}}) {  // keeps equals in order
+      if (c[second].y < c[first].y) {
+        std::swap(c[first], c[second]);
+      }
+    }
     std::int64_t row = grid.cell(c[0].y, v), last_row = grid.cell(c[2].y, v);
     const std::int64_t turn = grid.cell(c[1].y, v);
     if (v == 0) {
