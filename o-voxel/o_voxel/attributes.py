@@ -215,7 +215,9 @@ def _voxelise(
     verbose: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     names = ("corners", "normals", "uvs", "colors", "material")
-    whole = Surface(*(torch.cat([getattr(surface, name) for surface in surfaces]) for name in names))
+    whole = surfaces[0]
+    if len(surfaces) > 1:
+        whole = Surface(*(torch.cat([getattr(surface, name) for surface in surfaces]) for name in names))
     check_points("mesh vertices", whole.corners.reshape(-1, 3))
     check_points("mesh normals", whole.normals.reshape(-1, 3))
     check_points("mesh texture coordinates", whole.uvs.reshape(-1, 2), 2)
@@ -223,11 +225,12 @@ def _voxelise(
         raise ValueError(f"mip_level_offset={mip_level_offset!r} must be finite.")
     if bool((whole.material < 0).any()) or bool((whole.material >= len(materials)).any()):
         raise ValueError(f"dump['objects'] must hold mat_ids from 0 to {len(materials) - 1}.")
-    grid = make_grid(bounds(whole.corners), voxel_size, grid_size, aabb)
+    extremes = bounds(whole.corners)
+    grid = make_grid(extremes, voxel_size, grid_size, aabb)
     if verbose:
         sys.stdout.write(f"grid {grid.shape}, voxel {grid.size.tolist()}, aabb {grid.box.tolist()}\n")
     whole = Surface(whole.corners - grid.box[0], whole.normals, whole.uvs, whole.colors, whole.material)
-    check_triangles(whole.corners, grid)
+    check_triangles(whole.corners, extremes, grid)
     native = compiled()
     if native is None:
         coords, values = attributes_reference(whole, materials, grid, mip_level_offset)

@@ -97,9 +97,10 @@ def mesh_to_flexible_dual_grid(
         raise ValueError("faces must hold at least one triangle.")
     faces = faces.long()
     corners = vertices[faces]
-    grid = make_grid(bounds(corners), voxel_size, grid_size, aabb)
+    extremes = bounds(corners)
+    grid = make_grid(extremes, voxel_size, grid_size, aabb)
     corners -= grid.box[0]
-    check_triangles(corners, grid)
+    check_triangles(corners, extremes, grid)
     weights = (float(face_weight), float(boundary_weight), max(float(regularization_weight), _LEAST_REGULARIZATION))
     native = None if corners.is_cuda else compiled()
     if native is None:
@@ -153,12 +154,15 @@ def make_grid(extremes: Tensor, voxel_size: Any, grid_size: Any, aabb: Any) -> G
 
 def bounds(corners: Tensor) -> Tensor:
     """(2, 3) least and greatest coordinates of (F, 3, 3) triangles."""
-    return torch.stack(torch.stack([corners[:, :, i] for i in range(3)]).flatten(1).aminmax(dim=1))
+    return torch.stack(corners.reshape(-1, 3).aminmax(dim=0))
 
 
-def check_triangles(corners: Tensor, grid: Grid) -> None:
-    """Raise ValueError unless some triangle has an area and some lies in the grid; corners: (F, 3, 3) in it."""
-    if bool((bounds(corners).abs() > _FAR * grid.size).any()):
+def check_triangles(corners: Tensor, extremes: Tensor, grid: Grid) -> None:
+    """Raise ValueError unless some triangle has an area and some lies in the grid, and none far from it.
+
+    corners: (F, 3, 3) from the grid's first corner. extremes: (2, 3), the bounds of the mesh.
+    """
+    if bool(((extremes - grid.box[0]).abs() > _FAR * grid.size).any()):
         raise ValueError(f"vertices must lie within {_FAR:.0f} voxels of aabb.")
     end = torch.tensor(grid.shape, device=corners.device) * grid.size
     chunks = corners.split(_CHECKED)

@@ -248,6 +248,22 @@ def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> N
         mesh_to_flexible_dual_grid(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [cube, square, bowl, fins])
+def test_the_same_on_a_gpu(shape: object) -> None:
+    assert callable(shape)
+    vertices, faces = shape()
+    grid = make_grid(vertices[:2], None, 60, BOX)
+    expected = dual_grid_reference((vertices - grid.box[0])[faces], faces, grid, 1.0, 1.0, 0.1)
+    found = mesh_to_flexible_dual_grid(vertices.cuda(), faces.cuda(), grid_size=60, aabb=BOX)
+    again = mesh_to_flexible_dual_grid(vertices.cuda(), faces.cuda(), grid_size=60, aabb=BOX)
+    assert all(value.is_cuda for value in found)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert torch.equal(found[0].cpu(), expected[0])
+    assert torch.equal(found[2].cpu(), expected[2])
+    torch.testing.assert_close(found[1].cpu(), expected[1], rtol=0, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The compiled ops."""
