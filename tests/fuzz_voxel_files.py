@@ -181,12 +181,8 @@ def fuzz(cases: int, seed: int) -> Counter[str]:
             broken = damage(kind, data, random)
             try:
                 counts[f"{kind}: {outcome(kind, broken)}"] += 1
-            except BaseException as error:
-                error.add_note(f"case {case} of seed {seed}, {kind}: {broken!r}") if sys.version_info >= (
-                    3,
-                    11,
-                ) else None
-                raise
+            except Exception as error:
+                raise AssertionError(f"case {case} of seed {seed}, {kind}: {broken!r}") from error
     return counts
 
 
