@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import golden_cases, load_golden, under
-from o_voxel import attributes
+from o_voxel import attributes, convert
 from o_voxel.build import build
 from o_voxel.closest import closest_point
 from o_voxel.dual_grid import flexible_dual_grid_to_mesh
@@ -206,6 +206,12 @@ def test_a_mesh_within_one_voxel_has_none() -> None:
     vertices, faces = cube(0.01)
     coords, dual_vertices, intersected = mesh_to_flexible_dual_grid(vertices + 0.06, faces, grid_size=8, aabb=BOX)
     assert coords.shape == dual_vertices.shape == intersected.shape == (0, 3)
+
+
+def test_the_names_of_the_original() -> None:
+    names = ("blender_dump_to_volumetric_attr", "flexible_dual_grid_to_mesh", "textured_mesh_to_volumetric_attr")
+    assert set(convert.__all__) == {*names, "mesh_to_flexible_dual_grid"}
+    assert convert.mesh_to_flexible_dual_grid is mesh_to_flexible_dual_grid
 
 
 def test_timing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
