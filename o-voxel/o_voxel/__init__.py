@@ -1,1 +1,8 @@
-"""O-Voxel geometry ops: one file per op, a plain reference beside every fast body."""
+"""O-Voxel geometry ops: one file per op, a plain reference beside every fast body.
+
+``convert``, ``io`` and ``serialize`` are there after ``import o_voxel``, as in the original package.
+"""
+
+from . import convert, io, serialize
+
+__all__ = ["convert", "io", "serialize"]
