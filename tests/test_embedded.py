@@ -109,7 +109,7 @@ def test_asset_is_closed(pipeline: Pipeline, kind: str, wishes: dict[str, object
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pipeline_type", ["1024", "1024_cascade"])
+@pytest.mark.parametrize("pipeline_type", ["1024", "1024_cascade", "1536_cascade"])
 def test_fine_asset_is_closed(pipeline: Pipeline, pipeline_type: str) -> None:
     check_asset(generate(pipeline, "bar", seed=108, pipeline_type=pipeline_type))
 
@@ -159,12 +159,12 @@ def test_crossed_edges_are_those_whose_corners_differ_in_sign(shape_decoder: Vox
         assert torch.equal(crossed[:, axis], differs)
 
 
-def test_body_stays_solid_for_a_cascade(shape_decoder: VoxelDecoder) -> None:
-    """All voxels of an eighth of the resolution inside the ball hold at least one voxel."""
+@pytest.mark.parametrize("side", [64, 72, 80, 88, 96])
+def test_body_stays_solid_for_a_cascade(shape_decoder: VoxelDecoder, side: int) -> None:
+    """Every token of the finer grid inside the body holds a voxel, so that counting neighbours finds no caves."""
     grid = ball(4.5, 32)
     fine = shape_decoder.upsample(Voxels(torch.zeros(len(grid), 8), grid), 4)
-    cells = torch.zeros(64, 64, 64, dtype=torch.bool)
-    cells[(fine.coords[:, 1:] // 8).long().unbind(dim=1)] = True
-    inside = ball(5.0, 64).coords[:, 1:].long()
-    assert cells[inside.unbind(dim=1)].all()
-    assert int(cells.sum()) < len(ball(9.5, 64))
+    tokens = torch.zeros(side, side, side, dtype=torch.bool)
+    tokens[((fine.coords[:, 1:] + 0.5) / 512 * side).long().unbind(dim=1)] = True
+    assert tokens[ball(2.6 / 32 * side, side).coords[:, 1:].long().unbind(dim=1)].all()
+    assert int(tokens.sum()) < len(ball(4.5 / 32 * side, side))

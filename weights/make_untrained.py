@@ -287,29 +287,24 @@ def shape_decoder() -> State:
             state[f"{name}.mlp.0.bias"][row] = -sign * DEPTH
         out[0, :2], out[1, :2] = [1, -1], [-1, 1]
 
-    # Down to voxels: signals are the field s and its smooth absolute value.
+    # Down to voxels. The field is the one signal; at the coarsest level its constant pair stands elsewhere than
+    # ``carry`` thinks, which does no harm, as only the norm reads it.
     for level in range(4):
-        name = _up(state, level)
-        if level == 0:
-            carry(state, 0, 1, GAIN, 0.5)
-            state[f"{name}.to_subdiv.weight"][:, 0] = 0.5
-            state[f"{name}.to_subdiv.weight"][:, 1] = -0.5
-            state[f"{name}.to_subdiv.bias"][:] = SHELL[0] / 3
-            # The constant pair stands at 4, 5 here and at 2, 3 in what ``carry`` reads: only its size matters.
-        else:
-            carry(state, level, 1, GAIN ** (level + 1), 0.5)
-            subdiv, bias = state[f"{name}.to_subdiv.weight"], state[f"{name}.to_subdiv.bias"]
-        if level in (1, 2):
-            # Inside, the first child stays alone, so that the body is solid where a cascade looks at it.
-            tau = SHELL[level] * SLOPE
-            size = GAIN**level
-            subdiv[0, 0], subdiv[0, 1], bias[0] = 1 / size, -1 / size, tau
-            subdiv[1:, 4], subdiv[1:, 5], bias[1:] = -0.5 / size, 0.5 / size, f(tau)
-        if level in (0, 1):
-            # |s| in the pair 4, 5
-            weight = state[f"{name}.conv2.weight"].reshape(16, 27, 16)
-            for row, sign in ((4, 1), (5, -1)):
-                weight[row, CENTRE, 0:2] = sign * GAIN ** (level + 1)
+        carry(state, level, 1, GAIN ** (level + 1), 0.5)
+    for level, tau in ((0, SHELL[0] / 3), (1, 0.5 * SHELL[1] * SLOPE)):
+        # Everything but the outside.
+        subdiv, bias = (state[f"{_up(state, level)}.to_subdiv.{part}"] for part in ("weight", "bias"))
+        subdiv[:, :2] = 0.5 / GAIN**level, -0.5 / GAIN**level
+        bias[:] = tau
+    # Then the shell, by |s| in the pair 4, 5.  Inside, the first child stays alone: one voxel in every 4^3 of the
+    # finest, so that the body is solid where a cascade looks at it.
+    weight = state[f"{_up(state, 1)}.conv2.weight"].reshape(16, 27, 16)
+    weight[4, CENTRE, :2] = GAIN**2
+    weight[5, CENTRE, :2] = -(GAIN**2)
+    tau = SHELL[2] * SLOPE
+    subdiv, bias = (state[f"{_up(state, 2)}.to_subdiv.{part}"] for part in ("weight", "bias"))
+    subdiv[0, :2], bias[0] = [1 / GAIN**2, -1 / GAIN**2], tau
+    subdiv[1:, 4:6], bias[1:] = [-0.5 / GAIN**2, 0.5 / GAIN**2], f(tau)
     _choose_children(state)
     _corner_values(state)
     _surface(state)
@@ -341,7 +336,7 @@ def _choose_children(state: State) -> None:
     for child in range(8):
         # silu(u + w / 2) - silu(u - w / 2) climbs from 0 to w at u = 0. Up at -SHELL, down at +SHELL; the first child
         # comes back deeper inside.
-        climbs = [(child, -SHELL[3], 1), (child, SHELL[3], -1), (8, 2 * SHELL[3], 1)]
+        climbs = [(child, -SHELL[3], 1), (child, SHELL[3], -1), (8, 1.4 * SHELL[3], 1)]
         for channel, edge, sign in climbs[: 3 if child == 0 else 2]:
             for side in (1, -1):
                 hidden[row, channel] = steep
