@@ -30,6 +30,7 @@ _CONE = float(np.radians(40))
 _CRUMB, _CRUMB_CONE = 1e-4, float(np.radians(70))
 # In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels.
 _RESOLUTION, _PADDING = 2048, 4
+_NO_AREA = 1e-5  # of a face twice over, in texels of that atlas; xatlas ignores what is below 1.2e-7
 _FILL = 0.7  # of the atlas, what charts and their padding cover
 
 
@@ -251,21 +252,43 @@ def _pack(
     keys, first, number = np.unique(label[:, None] * count + triangles, return_index=True, return_inverse=True)
     source, flat = keys % count, number.reshape(-1, 3)
     place = uvs.reshape(-1, 2)[first]
-    # Small coordinates keep their precision in float32.
     chart = keys // count
     corner = np.full((int(label.max()) + 1, 2), np.inf)
     np.minimum.at(corner, chart, place)
-    place = place - corner[chart]
+    # In texels from each chart's corner: xatlas takes areas below a fixed epsilon for nothing, and float32 is finest
+    # near zero.
+    padding, texels = _scale(uvs, label)
+    place = ((place - corner[chart]) * texels).astype(np.float32)
+
+    # xatlas moves charts by their vertices, so what a face without area held together must not share any.
+    a, b, c = place[flat].transpose(1, 0, 2)
+    flat = flat[np.abs(_turn(a, b, c)) > _NO_AREA]
+    part = _edge_connected(flat)
+    used, number = np.unique(part[:, None] * len(place) + flat, return_inverse=True)
+    source, place, flat = source[used % len(place)], place[used % len(place)], number.reshape(-1, 3)
 
     atlas = xatlas.Atlas()
-    atlas.add_uv_mesh(place.astype(np.float32), flat.astype(np.uint32), label[:, None].astype(np.uint32))
+    atlas.add_uv_mesh(place, flat.astype(np.uint32), part[:, None].astype(np.uint32))
     options = xatlas.PackOptions()
-    options.padding, options.texels_per_unit = _scale(uvs, label)
+    options.padding, options.texels_per_unit = padding, 1.0
     atlas.generate(pack_options=options)
     order, packed_faces, packed = atlas.get_mesh(0)
     # Faces that lost their area in float32 are in no chart.
     placed = (atlas.get_mesh_vertex_assignment(0)[0] == 0)[packed_faces].all(axis=1)
     return source[order], packed_faces[placed].astype(np.int64), np.clip(packed, 0, 1)
+
+
+def _edge_connected(faces: Integers) -> Integers:
+    """A label for each of ``faces`` (F, 3): those that are connected over common edges have the same."""
+    count = int(faces.max()) + 1
+    ends = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], axis=2).reshape(-1, 2), axis=1)
+    edge = np.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)[1]
+    face = np.repeat(np.arange(len(faces)), 3)
+    graph = coo_array(
+        (np.ones(len(face), dtype=np.int8), (face, len(faces) + edge)), shape=(len(faces) + edge.max() + 1,) * 2
+    )
+    parts: Integers = connected_components(graph.tocsr(), directed=False)[1][: len(faces)]
+    return np.unique(parts, return_inverse=True)[1]
 
 
 def _scale(uvs: Reals, label: Integers) -> tuple[int, float]:
