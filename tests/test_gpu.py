@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from o_voxel.closest import closest_point
-from o_voxel.conv import submanifold_conv3d
+from o_voxel.conv import SEGMENT, plan_conv, submanifold_conv3d, submanifold_conv3d_reference
 from o_voxel.dual_grid import flexible_dual_grid_to_mesh
 from o_voxel.fill import fill_gaps
 from o_voxel.lookup import neighbor_map, voxel_rows
@@ -50,12 +50,58 @@ def test_lookup_and_convolution(asset: Asset) -> None:
     assert torch.equal(neighbor_map(coords.cuda()).cpu(), neighbors)
     queries = coords + torch.tensor([0, 1, 0, -1], dtype=torch.int32)
     assert torch.equal(voxel_rows(coords.cuda(), queries.cuda()).cpu(), voxel_rows(coords, queries))
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(7, 3, 3, 3, 6, generator=generator), torch.randn(7, generator=generator)
-    arguments = (asset.material.attrs, neighbors, weight, bias)
-    expected = submanifold_conv3d(*(a.double() if a.is_floating_point() else a for a in arguments))
-    out = submanifold_conv3d(*(a.cuda() for a in arguments)).cpu()
-    assert (out - expected).norm() <= 1e-3 * expected.norm()  # TF32 may be on
+    empty = torch.zeros(0, 4, dtype=torch.int32, device="cuda")
+    assert neighbor_map(empty).shape == (27, 0)
+    out = submanifold_conv3d(empty[:, :2].float(), plan_conv(empty), *kernel(2, 3, torch.float32))
+    assert out.shape == (0, 3)
+
+
+def kernel(channels: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(channels)
+    weight = torch.randn(outputs, 3, 3, 3, channels, generator=generator) / (27 * channels) ** 0.5
+    return weight.to("cuda", dtype), torch.randn(outputs, generator=generator).to("cuda", dtype)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "dtype"),
+    [
+        (6, 7, torch.float32),
+        (64, 128, torch.float32),
+        (6, 7, torch.float16),
+        (64, 64, torch.float16),
+        (128, 512, torch.float16),
+        (1024, 1024, torch.float16),
+        (96, 32, torch.bfloat16),
+    ],
+)
+def test_convolution(asset: Asset, channels: int, outputs: int, dtype: torch.dtype) -> None:
+    coords = batched(asset.material.coords).cuda()
+    generator = torch.Generator().manual_seed(1)
+    feats = torch.randn(len(coords), channels, generator=generator).to("cuda", dtype)
+    weight, bias = kernel(channels, outputs, dtype)
+    plan, neighbors = plan_conv(coords), neighbor_map(coords)
+    out = submanifold_conv3d(feats, plan, weight, bias)
+    some = torch.randperm(len(coords), generator=generator)[:500].cuda()
+    wide = (feats.double(), neighbors[:, some], weight.double(), bias.double())
+    expected = submanifold_conv3d_reference(*wide)
+    plain = submanifold_conv3d_reference(feats, neighbors[:, some], weight, bias)
+    error, plain_error = (float((x[:500].double() - expected).norm() / expected.norm()) for x in (out[some], plain))
+    assert error <= max(2 * plain_error, 1e-6)
+    assert torch.equal(out, submanifold_conv3d(feats, plan, weight, bias))
+
+
+def test_convolution_in_parts() -> None:
+    n = 64
+    coords = torch.cartesian_prod(torch.zeros(1), *[torch.arange(float(n))] * 3).int().cuda()
+    coords = coords[torch.randperm(len(coords), generator=torch.Generator().manual_seed(3)).cuda()]
+    assert len(coords) == 2 * SEGMENT
+    feats = torch.randn(len(coords), 16, generator=torch.Generator().manual_seed(4)).cuda().half()
+    weight, bias = kernel(16, 32, torch.float16)
+    plan = plan_conv(coords)
+    whole = submanifold_conv3d(feats, plan, weight, bias)
+    for first in (0, SEGMENT):
+        part = submanifold_conv3d(feats, plan, weight, bias, first, first + SEGMENT)
+        assert torch.equal(part, whole[first : first + SEGMENT])
 
 
 def test_dual_grid() -> None:

@@ -11,9 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from trellis2.checkpoint import load_checkpoint
 from trellis2.errors import Cancelled, CapacityError, CheckpointError, InputError
-from trellis2.memory import Residency
 from trellis2.options import GenerateOptions
 from trellis2.pipeline import PRESETS, Files, Generation, Pipeline, structure_grid
 from trellis2.voxels import Grid, Voxels
@@ -225,27 +223,3 @@ def test_model_is_chosen_by_argument_then_environment(
     assert "untrained" in caplog.text
     with pytest.raises(CheckpointError, match="neither a folder"):
         Pipeline.from_pretrained("nowhere", device="cpu")
-
-
-def test_low_vram_does_nothing_on_a_cpu(checkpoint_folder: Path) -> None:
-    checkpoint = load_checkpoint(checkpoint_folder)
-    residency = Residency(torch.device("cpu"), low_vram=True)
-    model = checkpoint.models["tex_slat_decoder"]
-    before = [p.data_ptr() for p in model.parameters()]
-    with residency.resident(model):
-        assert [p.data_ptr() for p in model.parameters()] == before
-
-
-@pytest.mark.gpu
-def test_low_vram_brings_networks_back_after_an_error() -> None:
-    model = torch.nn.Linear(2, 2)
-    residency = Residency(torch.device("cuda"), low_vram=True)
-    residency.settle(model)
-    with residency.resident(model):
-        assert model.weight.is_cuda
-    error = RuntimeError("in the middle")
-    with pytest.raises(RuntimeError, match="in the middle"), residency.resident(model):
-        raise error
-    assert not model.weight.is_cuda
-    Residency(torch.device("cuda"), low_vram=False).settle(model)
-    assert model.weight.is_cuda

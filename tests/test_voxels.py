@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from tiny import MODELS
+from typing import Any
 
-from trellis2.checkpoint import build_model
+import pytest
+import torch
+from o_voxel import conv
+from tiny import LATENT, MODELS
+
+from trellis2 import layers, voxels
+from trellis2.checkpoint import build_model, fill_model
 from trellis2.layers import attention, rotary_phases, rotate
 from trellis2.models.flow import Flow
-from trellis2.voxels import Grid, full_grid
+from trellis2.voxels import Grid, Voxels, full_grid
 
 
 def test_children_stand_in_the_order_of_their_parents() -> None:
@@ -85,3 +90,40 @@ def test_batch_of_two_equals_two_batches_of_one() -> None:
         grid = Grid(grids[b] * torch.tensor([0, 1, 1, 1], dtype=torch.int32))
         alone.append(flow(x[b], t[b : b + 1], cond[b : b + 1], grid))
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_refines_to_nothing() -> None:
+    step = Grid(torch.tensor([[0, 1, 0, 2]], dtype=torch.int32)).subdivide(torch.zeros(1, 8, dtype=torch.bool))
+    assert len(step.fine) == 0
+    assert step.to_fine(torch.zeros(1, 16)).shape == (0, 2)
+    nothing = step.fine.subdivide(torch.zeros(0, 8, dtype=torch.bool))
+    assert nothing.to_fine(torch.zeros(0, 16)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("decoder", ["shape_slat_decoder", "tex_slat_decoder"])
+def test_decoding_in_parts_changes_nothing(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    models = {name: filled(*MODELS[name], generator) for name in ("shape_slat_decoder", decoder)}
+    coords = (torch.rand(4, 4, 4, generator=generator) < 0.4).nonzero().int()
+    grid = Grid(torch.nn.functional.pad(coords, (1, 0)))
+    latent = Voxels(torch.randn(len(grid), LATENT, generator=generator), grid)
+    guide = models["shape_slat_decoder"](latent)[1] if decoder == "tex_slat_decoder" else None
+    whole, steps = models[decoder](latent, guide)
+    assert len(whole.grid) > 500
+    for module in (conv, layers, voxels):
+        monkeypatch.setattr(module, "SEGMENT", 64)
+    fresh = Voxels(latent.feats, Grid(grid.coords))
+    if guide is not None:
+        guide = models["shape_slat_decoder"](fresh)[1]
+    in_parts, _ = models[decoder](fresh, guide)
+    assert torch.equal(in_parts.grid.coords, whole.grid.coords)
+    torch.testing.assert_close(in_parts.feats, whole.feats)
+    assert [len(step.fine) for step in steps] == sorted(len(step.fine) for step in steps)
+
+
+def filled(name: str, args: dict[str, Any], generator: torch.Generator) -> Any:
+    model: Any = build_model(name, args)
+    model.set_dtype(torch.float32)
+    state = {k: torch.randn(v.shape, generator=generator) / 4 for k, v in model.state_dict().items()}
+    fill_model(model, state)
+    return model

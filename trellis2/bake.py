@@ -177,12 +177,13 @@ def _without_stray_holes(coords: Tensor, alpha: Tensor) -> Tensor:
     """Close see-through specks and rims thinner than three voxels, which viewers show as flashing dots."""
     if bool((alpha >= _OPAQUE).all()):
         return alpha
-    neighbours = neighbor_map(coords).long()
-    exists = neighbours >= 0
+    neighbours = neighbor_map(coords)
 
     def extreme(values: Tensor, sign: float) -> Tensor:
-        around = torch.where(exists, sign * values[neighbours.clamp_min(0), 0], -torch.inf)
-        return sign * around.amax(dim=1, keepdim=True)
+        most = sign * values[:, 0]
+        for row in neighbours:
+            most = torch.maximum(most, torch.where(row >= 0, sign * values[row.clamp_min(0), 0], -torch.inf))
+        return sign * most[:, None]
 
     return extreme(extreme(alpha, 1.0), -1.0)
 

@@ -6,12 +6,14 @@ Parameters keep the names and layouts of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from o_voxel.conv import submanifold_conv3d
+from o_voxel.conv import SEGMENT, ConvPlan, submanifold_conv3d
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class LayerNorm32(nn.LayerNorm):
@@ -41,8 +43,27 @@ class SparseConv3d(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, 3, 3, 3, channels))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
-    def forward(self, feats: Tensor, neighbors: Tensor) -> Tensor:
-        return submanifold_conv3d(feats, neighbors, self.weight, self.bias)
+    def forward(self, feats: Tensor, plan: ConvPlan, part: slice | None = None) -> Tensor:
+        first, last = (0, None) if part is None else (part.start, part.stop)
+        return submanifold_conv3d(feats, plan, self.weight, self.bias, first, last)
+
+
+def parts(count: int) -> list[slice]:
+    """Cut ``range(count)`` at multiples of ``SEGMENT``, whatever memory there is: results do not depend on it."""
+    return [slice(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
+
+
+def by_parts(body: Callable[[slice], Tensor], count: int) -> Tensor:
+    """Join ``body``'s rows of each of ``parts(count)``, so that what it makes on the way stays small."""
+    if count <= SEGMENT:
+        return body(slice(0, count))
+    first, *others = parts(count)
+    rows = body(first)
+    out = rows.new_empty(count, *rows.shape[1:])
+    out[first] = rows
+    for part in others:
+        out[part] = body(part)
+    return out
 
 
 def rotary_phases(coords: Tensor, head_dim: int, freq: tuple[float, float]) -> Tensor:
@@ -63,6 +84,24 @@ def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """Turn neighbouring channel pairs of ``x`` (T, H, D) by ``phases`` (T, D / 2), in float32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * phases[:, None]).flatten(-2).to(x.dtype)
+
+
+_FASTEST_EXACT = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def fast_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Inside the block, ``attention`` takes the fastest exact kernel: cuDNN's on a GPU, where it has one.
+
+    On an H100, bfloat16 with heads of 128, cuDNN reaches 600 TFLOP/s and FlashAttention-2 360.
+    """
+    if device.type == "cpu":
+        return nullcontext()
+    return sdpa_kernel(_FASTEST_EXACT, set_priority=True)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:

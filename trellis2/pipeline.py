@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from .checkpoint import Checkpoint, Normalization, load_checkpoint
 from .errors import CapacityError, CheckpointError, InputError
 from .export import write_glb, write_png, write_video
 from .image import ImageSource, open_image, prepare
-from .memory import Residency
+from .memory import Residency, fits, limit_memory, weight_bytes
 from .mesh import Asset, MaterialVoxels, Mesh, MeshStatistics
 from .models.voxel_vae import dual_grid_fields
 from .options import GenerateOptions
@@ -46,6 +47,8 @@ CASCADE_FLOOR = 1024  # a cascade never falls below this resolution
 CASCADE_STEP = 128
 VIDEO_FPS = 15.0
 HOLE_PERIMETER = 0.03  # of holes closed after decoding, in metres
+
+_EMPTY = "The model made an empty surface of this picture; try another seed or a clearer picture."
 
 # Expected share of the time of each stage; only for a bar that moves evenly.
 STAGE_WEIGHTS = {
@@ -105,11 +108,22 @@ class Files:
 class Pipeline:
     """A loaded checkpoint, ready to generate.  One call at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, low_vram: bool = True) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        *,
+        low_vram: bool = True,
+        gpu_memory: float | None = None,
+    ) -> None:
+        """See ``from_pretrained`` for the arguments."""
         self.checkpoint = checkpoint
         self.device = device
-        self.residency = Residency(device, low_vram)
-        for model in (*checkpoint.models.values(), checkpoint.image_encoder):
+        models = [*checkpoint.models.values(), checkpoint.image_encoder]
+        self.residency = Residency(device, resident=not low_vram or fits(weight_bytes(models), device, gpu_memory))
+        if gpu_memory is not None and device.type != "cpu":
+            limit_memory(device, gpu_memory)
+        for model in models:
             self.residency.settle(model)
 
     @classmethod
@@ -119,12 +133,15 @@ class Pipeline:
         *,
         device: str | torch.device | None = None,
         low_vram: bool = True,
+        gpu_memory: float | None = None,
     ) -> Pipeline:
         """Load a checkpoint.
 
         model: folder or hub id; None takes the environment's TRELLIS2_MODEL, else the published model where a GPU is
         found and the embedded one where not. device: None takes the GPU where there is one.
-        low_vram: keep on the GPU only the network that computes.  Raises CheckpointError.
+        low_vram: where not all networks fit on the GPU at once, keep them in host memory and copy each there while it
+        computes; False keeps all of them there, fit or not. gpu_memory: GiB of GPU memory to stay within, None for all
+        that is free.  Raises CheckpointError.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = model or os.environ.get(MODEL_VARIABLE)
@@ -139,7 +156,7 @@ class Pipeline:
                 checkpoint.source,
                 MODEL_VARIABLE,
             )
-        return cls(checkpoint, target, low_vram=low_vram)
+        return cls(checkpoint, target, low_vram=low_vram, gpu_memory=gpu_memory)
 
     def run(
         self,
@@ -162,36 +179,40 @@ class Pipeline:
         skipped |= {"video"} if not options.generate_video else set()
         progress = Progress({k: v for k, v in STAGE_WEIGHTS.items() if k not in skipped}, on_progress)
         png, glb, mp4 = (folder / name for name in ("no_background.png", "model.glb", "video.mp4"))
-        with torch.inference_mode(), _memory_errors(options):
-            generation = self._generate(image, options, progress)
-            timings = dict(generation.timings)
-            statistics = None
-            cutout = generation.cutout if options.return_no_background else None
-            if cutout is not None:
-                write_png(cutout, png)
-            if options.generate_model:
-                with _timed(timings, "model"):
-                    textured = bake(
-                        generation.asset,
-                        decimation_target=options.decimation_target,
-                        texture_size=options.texture_size,
-                        alpha_mode=options.alpha_mode,
-                        on_step=progress.stage("model"),
-                    )
-                    extras = self._extras(options, generation.seed)
-                    write_glb(textured, glb, texture_format=options.texture_format, extras=extras)
-                    statistics = textured.statistics
-            if options.generate_video:
-                with _timed(timings, "video"):
-                    frames = turntable(
-                        generation.asset,
-                        frames=options.video_frames,
-                        resolution=options.video_resolution,
-                        environment=options.video_environment,
-                        panels=options.video_panels,
-                        on_step=progress.stage("video"),
-                    )
-                    write_video(frames, mp4, fps=VIDEO_FPS)
+        with torch.inference_mode(), _memory_given_back(options):
+            return self._run(image, options, progress, png, glb, mp4)
+
+    def generate(
+        self, image: ImageSource, options: GenerateOptions, on_progress: OnProgress | None = None
+    ) -> Generation:
+        """Picture in, asset out; no files.  Arguments and errors as for ``run``."""
+        stages = {k: v for k, v in STAGE_WEIGHTS.items() if k not in ("model", "video")}
+        with torch.inference_mode(), _memory_given_back(options):
+            return self._generate(image, options, Progress(stages, on_progress))
+
+    def _run(
+        self, image: ImageSource, options: GenerateOptions, progress: Progress, png: Path, glb: Path, mp4: Path
+    ) -> Files:
+        generation = self._generate(image, options, progress)
+        timings = dict(generation.timings)
+        cutout = generation.cutout if options.return_no_background else None
+        if cutout is not None:
+            write_png(cutout, png)
+        statistics = None
+        if options.generate_model:
+            with _timed(timings, "model"):
+                statistics = self._write_model(generation, options, glb, progress.stage("model"))
+        if options.generate_video:
+            with _timed(timings, "video"):
+                frames = turntable(
+                    generation.asset,
+                    frames=options.video_frames,
+                    resolution=options.video_resolution,
+                    environment=options.video_environment,
+                    panels=options.video_panels,
+                    on_step=progress.stage("video"),
+                )
+                write_video(frames, mp4, fps=VIDEO_FPS)
         return Files(
             no_background_image=png if cutout is not None else None,
             video=mp4 if options.generate_video else None,
@@ -202,13 +223,19 @@ class Pipeline:
             warnings=generation.warnings,
         )
 
-    def generate(
-        self, image: ImageSource, options: GenerateOptions, on_progress: OnProgress | None = None
-    ) -> Generation:
-        """Picture in, asset out; no files.  Arguments and errors as for ``run``."""
-        stages = {k: v for k, v in STAGE_WEIGHTS.items() if k not in ("model", "video")}
-        with torch.inference_mode(), _memory_errors(options):
-            return self._generate(image, options, Progress(stages, on_progress))
+    def _write_model(
+        self, generation: Generation, options: GenerateOptions, glb: Path, on_step: OnStep
+    ) -> MeshStatistics:
+        textured = bake(
+            generation.asset,
+            decimation_target=options.decimation_target,
+            texture_size=options.texture_size,
+            alpha_mode=options.alpha_mode,
+            on_step=on_step,
+        )
+        extras = self._extras(options, generation.seed)
+        write_glb(textured, glb, texture_format=options.texture_format, extras=extras)
+        return textured.statistics
 
     def _generate(self, image: ImageSource, options: GenerateOptions, progress: Progress) -> Generation:
         preset = PRESETS[options.pipeline_type]
@@ -308,6 +335,8 @@ class Pipeline:
             coords = torch.cat([surface[:, :1], scaled.int()], dim=1).unique(dim=0)
             if len(coords) < max_num_tokens:
                 break
+        if not len(coords):
+            raise InputError(_EMPTY)
         if chosen != resolution:
             logger.warning("The object needs too many tokens at %d; generated at %d instead.", resolution, chosen)
         return Grid(coords), chosen
@@ -359,10 +388,11 @@ class Pipeline:
         mesh, guide = self.decode_shape(shape, resolution)
         on_step(1, 3)
         material = self.decode_texture(texture, guide, resolution)
+        del guide  # it holds the plans of all convolutions
         on_step(2, 3)
         mesh = Mesh(*fill_holes(mesh.vertices, mesh.faces, max_hole_perimeter=HOLE_PERIMETER))
         if not len(mesh.faces):
-            raise InputError("The model made an empty surface of this picture; try another seed or a clearer picture.")
+            raise InputError(_EMPTY)
         on_step(3, 3)
         return Asset(mesh, material)
 
@@ -474,13 +504,25 @@ def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
     timings[name] = time.perf_counter() - start
 
 
+# How torch, cuBLAS, cuDNN and Warp say that a GPU is full.
+_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "failed to allocate")
+
+
 @contextmanager
-def _memory_errors(options: GenerateOptions) -> Iterator[None]:
-    """Name the preset and the smaller choice when memory runs out."""
+def _memory_given_back(options: GenerateOptions) -> Iterator[None]:
+    """Free what a failed or cancelled run holds; where memory ran out, name the preset and the smaller choice."""
     try:
         yield
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        torch.cuda.empty_cache()
+    except Exception as error:
+        # The frames that failed would hold their tensors as long as the caller holds the error.
+        traceback.clear_frames(error.__traceback__)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        full = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        )
+        if not full:
+            raise
         raise CapacityError(
             f"Out of memory at pipeline_type={options.pipeline_type!r}, texture_size={options.texture_size}; "
             "choose a smaller pipeline_type ('512' is the smallest) or texture_size."

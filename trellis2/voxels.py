@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from o_voxel.lookup import neighbor_map
+from o_voxel.conv import SEGMENT, ConvPlan, plan_conv
 from torch import Tensor
 
 
@@ -30,9 +30,9 @@ class Grid:
         return tuple(torch.bincount(self.coords[:, 0]).tolist())
 
     @cached_property
-    def neighbors(self) -> Tensor:
-        """(N, 27) int32 rows of the 3x3x3 neighbourhood, see ``o_voxel.lookup.neighbor_map``."""
-        return neighbor_map(self.coords)
+    def plan(self) -> ConvPlan:
+        """How convolutions go over these voxels."""
+        return plan_conv(self.coords)
 
     def item(self, batch: int) -> slice:
         """Rows of one batch item."""
@@ -77,9 +77,27 @@ class Refinement:
     parent: Tensor  # (N fine,) int64
     child: Tensor  # (N fine,) int64, x + 2y + 4z
 
-    def to_fine(self, feats: Tensor) -> Tensor:
-        """(N coarse, 8 C) -> (N fine, C): each child takes its share of its parent's channels."""
-        return feats.reshape(len(self.coarse) * 8, -1)[self.parent * 8 + self.child]
+    def to_fine(self, feats: Tensor, part: slice = slice(None)) -> Tensor:
+        """(N coarse, 8 C) -> (N fine, C), or a part of it: each child takes its share of its parent's channels."""
+        return _shares(feats)[self.parent[part] * 8 + self.child[part]]
+
+    def children(self, part: slice) -> slice:
+        """The rows of ``fine`` that belong to a part of ``coarse``, one of ``layers.parts``.
+
+        Only for a ``Grid.subdivide``, whose children stand in the order of their parents.
+        """
+        return slice(self._bounds[part.start // SEGMENT], self._bounds[-(-part.stop // SEGMENT)])
+
+    def pick_children(self, feats: Tensor, part: slice) -> Tensor:
+        """``to_fine`` of a part of ``coarse`` alone: feats (its rows, 8 C) -> (its children, C)."""
+        rows = self.children(part)
+        return _shares(feats)[(self.parent[rows] - part.start) * 8 + self.child[rows]]
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """Where in ``fine`` the children of each ``SEGMENT`` of ``coarse`` begin, and the end."""
+        starts = torch.arange(0, len(self.coarse) + SEGMENT, SEGMENT, device=self.parent.device)
+        return torch.searchsorted(self.parent, starts).tolist()
 
     def to_coarse(self, feats: Tensor) -> Tensor:
         """(N fine, C) -> (N coarse, 8 C): children side by side, zeros for missing ones."""
@@ -100,6 +118,11 @@ def full_grid(resolution: int, batch: int, device: torch.device) -> Grid:
     """All voxels of ``batch`` cubes of ``resolution``^3, z fastest."""
     axes = [torch.arange(n, dtype=torch.int32, device=device) for n in (batch, *[resolution] * 3)]
     return Grid(torch.cartesian_prod(*axes))
+
+
+def _shares(feats: Tensor) -> Tensor:
+    """(N, 8 C) -> (8 N, C)"""
+    return feats.reshape(8 * len(feats), feats.shape[1] // 8)
 
 
 def _child_offsets(child: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lookup import voxel_rows
+from .lookup import VoxelIndex
 
 # The four voxels around that edge of a voxel along x, y, z which ends in its far corner, in winding order.
 _AROUND = (
@@ -21,6 +21,7 @@ _AROUND = (
 )
 _SPLIT_02 = (0, 1, 2, 0, 2, 3)
 _SPLIT_13 = (0, 1, 3, 3, 1, 2)
+_EDGES_AT_ONCE = 1 << 20
 _SPLIT_CENTRE = (0, 1, 4, 1, 2, 4, 2, 3, 4, 3, 0, 4)
 
 
@@ -92,9 +93,13 @@ def _quads(coords: Tensor, intersected: Tensor) -> Tensor:
     """The rows (Q, 4) of the voxels around each flagged edge, of those edges where all four exist."""
     voxel, axis = torch.nonzero(intersected, as_tuple=True)
     around = torch.tensor(_AROUND, device=coords.device, dtype=coords.dtype)
-    wanted = (coords[voxel][:, None] + around[axis]).reshape(-1, 3)
-    rows = voxel_rows(_with_batch(coords), _with_batch(wanted)).reshape(-1, 4)
-    return rows[(rows >= 0).all(dim=1)]
+    index = VoxelIndex(_with_batch(coords))
+    quads = [coords.new_empty((0, 4), dtype=torch.int64)]
+    for part, direction in zip(voxel.split(_EDGES_AT_ONCE), axis.split(_EDGES_AT_ONCE), strict=True):
+        wanted = (coords[part][:, None] + around[direction]).reshape(-1, 3)
+        rows = index.rows(_with_batch(wanted)).view(-1, 4)
+        quads.append(rows[(rows >= 0).all(dim=1)])
+    return torch.cat(quads)
 
 
 def _with_batch(coords: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     wp: Any
     Ints = Any
+    IntRows = Any
     Int64s = Any
     Floats = Any
     Vec2s = Any
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     Vec2d = Any
     Vec3 = Any
     Vec3i = Any
+    Vec4l = Any
+    Vec4ls = Any
     MeshId = Any
 else:
     import warp as wp
@@ -43,13 +46,16 @@ else:
     Vec2d = wp.vec2d
     Vec3 = wp.vec3
     Vec3i = wp.vec3i
+    Vec4l = wp.types.vector(length=4, dtype=wp.int64)
     MeshId = wp.uint64
     Ints = wp.array(dtype=wp.int32)
+    IntRows = wp.array2d(dtype=wp.int32)
     Int64s = wp.array(dtype=wp.int64)
     Floats = wp.array(dtype=wp.float32)
     Vec2s = wp.array(dtype=wp.vec2)
     Vec3s = wp.array(dtype=wp.vec3)
     Triangles = wp.array(dtype=wp.vec3i)
+    Vec4ls = wp.array(dtype=Vec4l)
 
 if hasattr(wp.config, "log_level"):
     wp.config.log_level = wp.LOG_WARNING

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trellis2.layers import LayerNorm32, RMSNorm, attention, rotary_phases, rotate, set_torso_dtype
+from trellis2.layers import LayerNorm32, RMSNorm, attention, fast_attention, rotary_phases, rotate, set_torso_dtype
 from trellis2.voxels import Grid
 
 TIMESTEP_CHANNELS = 256
@@ -144,8 +144,9 @@ class Flow(nn.Module):
         modulation = self.adaLN_modulation(self.t_embedder(t)).to(self.dtype)
         h = self.input_layer(x).to(self.dtype)
         cond = cond.to(self.dtype)
-        for block in self.blocks:
-            h = block(h, modulation, cond, phases, grid.lengths)
+        with fast_attention(h.device):
+            for block in self.blocks:
+                h = block(h, modulation, cond, phases, grid.lengths)
         out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
         return out
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trellis2.layers import LayerNorm32, SparseConv3d, set_torso_dtype
+from trellis2.layers import LayerNorm32, SparseConv3d, by_parts, parts, set_torso_dtype
 from trellis2.voxels import Grid, Refinement, Voxels
 
 
@@ -57,8 +57,7 @@ class ConvNeXtBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        out: Tensor = x + self.mlp(self.norm(self.conv(x, grid.neighbors)))
-        return out
+        return by_parts(lambda part: x[part] + self.mlp(self.norm(self.conv(x, grid.plan, part))), len(x))
 
 
 class DownBlock(nn.Module):
@@ -73,8 +72,8 @@ class DownBlock(nn.Module):
         self.conv2 = SparseConv3d(out_channels, out_channels)
 
     def forward(self, x: Tensor, step: Refinement) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), step.fine.neighbors)
-        h = self.conv2(F.silu(self.norm2(step.to_coarse(h))), step.coarse.neighbors)
+        h = self.conv1(F.silu(self.norm1(x)), step.fine.plan)
+        h = self.conv2(F.silu(self.norm2(step.to_coarse(h))), step.coarse.plan)
         skip = step.to_coarse(x).unflatten(1, (self.out_channels, -1)).mean(dim=2)
         out: Tensor = h + skip
         return out
@@ -85,6 +84,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, pred_subdiv: bool) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.repeats = out_channels // (channels // 8)
         self.norm1 = LayerNorm32(channels, eps=1e-6)
         self.norm2 = LayerNorm32(out_channels, eps=1e-6, elementwise_affine=False)
@@ -94,10 +94,18 @@ class UpBlock(nn.Module):
             self.to_subdiv = nn.Linear(channels, 8)
 
     def forward(self, x: Tensor, step: Refinement) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), step.coarse.neighbors)
-        h = self.conv2(F.silu(self.norm2(step.to_fine(h))), step.fine.neighbors)
-        out: Tensor = h + step.to_fine(x).repeat_interleave(self.repeats, dim=1)
-        return out
+        h = by_parts(lambda part: F.silu(self.norm1(x[part])), len(x))
+        fine = x.new_empty(len(step.fine), self.out_channels)
+        for part in parts(len(x)):
+            # Channels for all eight children of a voxel, most of which do not exist, are there for one part only.
+            children = step.pick_children(self.conv1(h, step.coarse.plan, part), part)
+            fine[step.children(part)] = F.silu(self.norm2(children))
+        del h
+
+        def with_skip(part: slice) -> Tensor:
+            return self.conv2(fine, step.fine.plan, part) + step.to_fine(x, part).repeat_interleave(self.repeats, dim=1)
+
+        return by_parts(with_skip, len(fine))
 
 
 class VoxelEncoder(nn.Module):
@@ -161,7 +169,8 @@ class VoxelDecoder(nn.Module):
         """
         h, steps = self._refine(latent, None, guide)
         grid = steps[-1].fine if steps else latent.grid
-        feats = self.output_layer(_plain_norm(h.to(latent.feats.dtype)))
+        wide = latent.feats.dtype
+        feats = by_parts(lambda part: self.output_layer(_plain_norm(h[part].to(wide))), len(h))
         return Voxels(feats, grid), steps
 
     def upsample(self, latent: Voxels, times: int) -> Grid:

@@ -1,0 +1,115 @@
+"""The GPU's body of ``o_voxel.conv``: gather and multiply in one kernel, without the 27-fold copy of the input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .conv import ConvPlan
+
+    # Type checkers cannot follow Triton's kernel language: to them it is all Any.
+    _Function = TypeVar("_Function")
+
+    def jit(body: _Function) -> Any: ...
+
+    tl: Any
+    constexpr = Any
+else:
+    import triton.language as tl
+    from triton import jit
+
+    constexpr = tl.constexpr
+
+
+def convolve(feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
+    """``submanifold_conv3d`` of rows ``first`` to ``last``, whose arguments have been checked.
+
+    Half precision is multiplied on tensor cores and summed in float32; float32 is multiplied in TF32 where
+    ``torch.backends.cuda.matmul.allow_tf32`` is set.  Other dtypes do not compile.
+    """
+    from .conv import TILE
+
+    assert plan.order is not None
+    channels, outputs = feats.shape[1], len(weight)
+    out = feats.new_empty(last - first, outputs)
+    if not out.numel():
+        return out
+    columns = min(128, max(16, 1 << (outputs - 1).bit_length()))
+    depth = min(64, max(16, 1 << (channels - 1).bit_length())) if feats.itemsize == 2 else 16
+    tiles = -(-last // TILE) - first // TILE
+    with torch.cuda.device(feats.device):
+        _convolve[(tiles * -(-outputs // columns),)](
+            feats.contiguous(),
+            weight.contiguous(),
+            bias.contiguous(),
+            plan.neighbors,
+            plan.order,
+            plan.taps,
+            plan.tap_counts,
+            out,
+            first,
+            last,
+            len(feats),
+            channels,
+            outputs,
+            TILE=TILE,
+            COLUMNS=columns,
+            DEPTH=depth,
+            WHOLE=channels % depth == 0,
+            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            num_warps=8 if columns == 128 else 4,
+            num_stages=4 if feats.itemsize == 2 else 2,
+        )
+    return out
+
+
+@jit
+def _convolve(
+    feats: Any,  # (N, channels)
+    weight: Any,  # (outputs, 27, channels)
+    bias: Any,
+    neighbors: Any,  # (27, N)
+    order: Any,
+    taps: Any,  # (tiles, 27)
+    tap_counts: Any,
+    out: Any,  # (last - first, outputs)
+    first: Any,
+    last: Any,
+    count: Any,
+    channels: Any,
+    outputs: Any,
+    TILE: constexpr,
+    COLUMNS: constexpr,
+    DEPTH: constexpr,
+    WHOLE: constexpr,
+    PRECISION: constexpr,
+) -> None:
+    # The blocks of one tile run side by side and share what they gather in the cache.
+    blocks = tl.cdiv(outputs, COLUMNS)
+    tile = first // TILE + tl.program_id(0) // blocks
+    places = tile * TILE + tl.arange(0, TILE)
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    here, wanted = places < last, column < outputs
+    sums = tl.zeros((TILE, COLUMNS), tl.float32)
+    steps = tl.cdiv(channels, DEPTH)
+    # One flat loop over taps and channels, so that the next loads always overlap the product.
+    for step in range(tl.load(tap_counts + tile) * steps):
+        tap = tl.load(taps + tile * 27 + step // steps)
+        channel = step % steps * DEPTH + tl.arange(0, DEPTH)
+        row = tl.load(neighbors + tap.to(tl.int64) * count + places, mask=here, other=-1)
+        left = feats + row[:, None].to(tl.int64) * channels + channel[None, :]
+        right = weight + (column[None, :] * 27 + tap) * channels + channel[:, None]
+        if WHOLE:
+            a = tl.load(left, mask=(row >= 0)[:, None], other=0.0)
+            b = tl.load(right, mask=wanted[None, :], other=0.0)
+        else:
+            a = tl.load(left, mask=(row >= 0)[:, None] & (channel < channels)[None, :], other=0.0)
+            b = tl.load(right, mask=wanted[None, :] & (channel < channels)[:, None], other=0.0)
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    sums += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    row = tl.load(order + places, mask=here, other=0) - first
+    target = out + row[:, None].to(tl.int64) * outputs + column[None, :]
+    tl.store(target, sums.to(out.dtype.element_ty), mask=here[:, None] & wanted[None, :])
