@@ -13,11 +13,26 @@ from torch import Tensor
 
 from trellis2.checkpoint import build_model, fill_model
 from trellis2.models.voxel_vae import DualGrid, dual_grid_features, dual_grid_fields
-from trellis2.voxels import Grid, Voxels, full_grid
+from trellis2.voxels import Grid, Refinement, Voxels, full_grid
+
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
+on_every_device = pytest.mark.parametrize("device", DEVICES, ids=["cpu", "cuda"])
+Case = tuple[dict[str, Any], dict[str, Tensor]]
 
 
-def load(name: str, args: dict[str, Any], weights: dict[str, Tensor]) -> Any:
-    model = build_model(name, args)
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def case(path: Path, device: torch.device) -> Case:
+    meta, tensors = load_golden(path)
+    return meta, {name: value.to(device) for name, value in tensors.items()}
+
+
+def load(name: str, args: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    model: Any = build_model(name, args)
+    model.set_dtype(dtype)
     fill_model(model, weights)
     return model
 
@@ -28,9 +43,10 @@ def assert_close(value: Tensor, expected: Tensor, tol: dict[str, float]) -> None
     assert (value - expected).abs().max() <= tol["max_abs"]
 
 
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("ss_flow"))
-def test_structure_flow(path: Path) -> None:
-    meta, tensors = load_golden(path)
+def test_structure_flow(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
     model = load(meta["model"], meta["args"], under(tensors, "weights."))
     x = tensors["x"]
     grid = full_grid(x.shape[2], len(x), x.device)
@@ -39,18 +55,31 @@ def test_structure_flow(path: Path) -> None:
     assert_close(dense, tensors["out"], meta["tol"])
 
 
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("slat_flow"))
-def test_latent_flow(path: Path) -> None:
-    meta, tensors = load_golden(path)
+def test_latent_flow(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
     model = load(meta["model"], meta["args"], under(tensors, "weights."))
     x = torch.cat([tensors["x"], *([tensors["concat_cond"]] if "concat_cond" in tensors else [])], dim=1)
     out = model(x, tensors["t"], tensors["cond"], Grid(tensors["coords"]))
     assert_close(out, tensors["out"], meta["tol"])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", golden_cases("slat_flow"))
+def test_latent_flow_in_bfloat16(path: Path) -> None:
+    meta, tensors = case(path, torch.device("cuda"))
+    model = load(meta["model"], meta["args"], under(tensors, "weights."), torch.bfloat16)
+    x = torch.cat([tensors["x"], *([tensors["concat_cond"]] if "concat_cond" in tensors else [])], dim=1)
+    error = relative_l2(model(x, tensors["t"], tensors["cond"], Grid(tensors["coords"])), tensors["out"])
+    assert error <= meta["tol_bf16"]["rel_l2"]
+    assert error <= 2 * relative_l2(tensors["out_bf16_cuda_fa2"], tensors["out"])
+
+
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("ss_vae"))
-def test_structure_vae(path: Path) -> None:
-    meta, tensors = load_golden(path)
+def test_structure_vae(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
     encoder = load("SparseStructureEncoder", meta["enc_args"], under(tensors, "enc."))
     decoder = load("SparseStructureDecoder", meta["dec_args"], under(tensors, "dec."))
     mean, log_variance = encoder(tensors["x"])
@@ -68,9 +97,10 @@ def coordinate_order(coords: Tensor) -> Tensor:
     return packed.argsort()
 
 
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("fdg_dec"))
-def test_shape_decoder(path: Path) -> None:
-    meta, tensors = load_golden(path)
+def test_shape_decoder(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
     model = load(meta["model"], meta["args"], under(tensors, "weights."))
     latent = Voxels(tensors["x"], Grid(tensors["coords"]))
     decoded, steps = model(latent)
@@ -94,17 +124,19 @@ def test_shape_decoder(path: Path) -> None:
         assert torch.equal(faces.long(), tensors[f"mesh{item}_faces"].long())
 
 
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("fdg_enc"))
-def test_shape_encoder(path: Path) -> None:
-    meta, tensors = load_golden(path)
+def test_shape_encoder(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
     model = load(meta["model"], meta["args"], under(tensors, "weights."))
     dual = DualGrid(Grid(tensors["coords"]), tensors["vertices"], tensors["intersected"], tensors["vertices"][:, :1])
     check_encoder(model, dual_grid_features(dual), tensors, meta["tol"])
 
 
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("tex_enc"))
-def test_material_encoder(path: Path) -> None:
-    meta, tensors = load_golden(path)
+def test_material_encoder(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
     model = load(meta["model"], meta["args"], under(tensors, "weights."))
     check_encoder(model, Voxels(tensors["x"], Grid(tensors["coords"])), tensors, meta["tol"])
 
@@ -118,12 +150,27 @@ def check_encoder(model: Any, x: Voxels, tensors: dict[str, Tensor], tol: dict[s
     assert_close(log_variance[ours], tensors["logvar"][theirs], tol)
 
 
+@on_every_device
 @pytest.mark.parametrize("path", golden_cases("tex_dec"))
-def test_material_decoder(path: Path) -> None:
+def test_material_decoder(path: Path, device: torch.device) -> None:
+    meta, tensors = case(path, device)
+    assert_close(decode_material(meta, tensors, torch.float32), tensors["out"], meta["tol"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", golden_cases("tex_dec"))
+def test_material_decoder_in_float16(path: Path) -> None:
+    """No worse than twice the error of the same network in plain torch on a CPU at that precision."""
     meta, tensors = load_golden(path)
-    model = load(meta["model"], meta["args"], under(tensors, "weights."))
+    plain = relative_l2(decode_material(meta, tensors, torch.float16), tensors["out"])
+    out = decode_material(meta, case(path, torch.device("cuda"))[1], torch.float16)
+    assert relative_l2(out.cpu(), tensors["out"]) <= 2 * plain
+
+
+def decode_material(meta: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    model = load(meta["model"], meta["args"], under(tensors, "weights."), dtype)
     grid = Grid(tensors["coords"])
-    guide = []
+    guide: list[Refinement] = []
     while f"sub{len(guide)}_feats" in tensors:
         level = len(guide)
         coarse = guide[-1].fine if guide else grid
@@ -131,4 +178,5 @@ def test_material_decoder(path: Path) -> None:
         guide.append(coarse.subdivide(tensors[f"sub{level}_feats"] > 0))
     decoded, _ = model(Voxels(tensors["x"], grid), guide)
     assert torch.equal(decoded.grid.coords, tensors["out_coords"])
-    assert_close(decoded.feats, tensors["out"], meta["tol"])
+    out: Tensor = decoded.feats
+    return out
