@@ -214,6 +214,14 @@ def test_out_of_memory_names_the_smaller_choice(pipeline: Pipeline) -> None:
         pipeline.generate(picture(), options(), exhaust)
 
 
+@pytest.mark.parametrize("value", ["plenty", "1.5", "inf", "nan"])
+def test_gpu_memory_that_is_no_use(checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TRELLIS2_GPU_MEMORY", value)
+    with pytest.raises(InputError, match="GiB"):
+        Pipeline.from_pretrained(checkpoint_folder, device="cpu")
+    assert Pipeline.from_pretrained(checkpoint_folder, device="cpu", gpu_memory=8).device.type == "cpu"
+
+
 def test_model_is_chosen_by_argument_then_environment(
     checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -101,7 +101,14 @@ def _add_generate(commands: Any) -> None:
         "--low-vram",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep only the network that computes on the GPU (default: on)",
+        help="where the networks do not all fit on the GPU, copy each there while it computes (default: on); "
+        "off: keep all of them there",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        metavar="GIB",
+        type=float,
+        help="stay within this much GPU memory (default: $TRELLIS2_GPU_MEMORY, else all that is free)",
     )
     parser.add_argument("--json", action="store_true", help="write the result to standard output as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no warnings")
@@ -160,7 +167,9 @@ def _generate(arguments: argparse.Namespace) -> None:
         from .pipeline import Pipeline
 
         _require_device(arguments.device)
-        pipeline = Pipeline.from_pretrained(arguments.model, device=arguments.device, low_vram=arguments.low_vram)
+        pipeline = Pipeline.from_pretrained(
+            arguments.model, device=arguments.device, low_vram=arguments.low_vram, gpu_memory=arguments.gpu_memory
+        )
         files = pipeline.run(image, options, arguments.out, on_progress)
     result = {**asdict(files), "seconds": round(perf_counter() - started, 3)}
     _write(_as_json(result) if arguments.json else _summary(files, result["seconds"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from o_voxel.closest import Surface
 from o_voxel.fill import fill_gaps
+from o_voxel.groups import group_sums
 from o_voxel.lookup import neighbor_map
 from o_voxel.raster import rasterize_uv
 from o_voxel.repair import (
@@ -222,8 +223,7 @@ def _with_normals(vertices: Tensor, corners: Tensor, faces: Tensor) -> tuple[Ten
     one_end, other_end = one - one % 3 + (one + 1) % 3, other - other % 3 + (other + 1) % 3
     pairs = torch.cat([torch.stack([one, other_end], 1), torch.stack([one_end, other], 1)])
     count, group = components(pairs, len(flat))
-    total = torch.zeros((count, 3), dtype=torch.float64, device=vertices.device)
-    total.index_add_(0, group, (unit[:, None] * angle[:, :, None]).reshape(-1, 3))
+    total = group_sums((unit[:, None] * angle[:, :, None]).reshape(-1, 3), group, count)
     normals = torch.nn.functional.normalize(total, dim=1)
     normals[normals.norm(dim=1) < 0.5] = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=vertices.device)
 

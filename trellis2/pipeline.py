@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -40,6 +41,7 @@ logger = logging.getLogger("trellis2")
 PUBLISHED_MODEL = "microsoft/TRELLIS.2-4B"
 EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "weights" / "embedded"
 MODEL_VARIABLE = "TRELLIS2_MODEL"
+MEMORY_VARIABLE = "TRELLIS2_GPU_MEMORY"
 
 LATENT_STRIDE = 16  # voxels of the surface per latent voxel, along each axis
 CASCADE_START = 512  # resolution whose shape flow starts a cascade
@@ -140,13 +142,14 @@ class Pipeline:
         model: folder or hub id; None takes the environment's TRELLIS2_MODEL, else the published model where a GPU is
         found and the embedded one where not. device: None takes the GPU where there is one.
         low_vram: where not all networks fit on the GPU at once, keep them in host memory and copy each there while it
-        computes; False keeps all of them there, fit or not. gpu_memory: GiB of GPU memory to stay within, None for all
-        that is free.  Raises CheckpointError.
+        computes; False keeps all of them there, fit or not. gpu_memory: GiB of GPU memory to stay within; None takes
+        the environment's TRELLIS2_GPU_MEMORY, else all that is free.  Raises CheckpointError and InputError.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = model or os.environ.get(MODEL_VARIABLE)
         if not chosen:
             chosen = PUBLISHED_MODEL if target.type == "cuda" else EMBEDDED_MODEL
+        limit = _gpu_memory(gpu_memory)
         # Half precision is many times slower than float32 on a CPU.
         checkpoint = load_checkpoint(chosen, dtype=torch.float32 if target.type == "cpu" else None)
         if checkpoint.untrained:
@@ -156,7 +159,7 @@ class Pipeline:
                 checkpoint.source,
                 MODEL_VARIABLE,
             )
-        return cls(checkpoint, target, low_vram=low_vram, gpu_memory=gpu_memory)
+        return cls(checkpoint, target, low_vram=low_vram, gpu_memory=limit)
 
     def run(
         self,
@@ -450,6 +453,20 @@ class Pipeline:
         if self.checkpoint.untrained:
             extras["untrained"] = True
         return extras
+
+
+def _gpu_memory(wish: float | None) -> float | None:
+    """The caller's GiB, else the environment's.  Raises InputError where that is too little to start with."""
+    value = os.environ.get(MEMORY_VARIABLE) or None if wish is None else wish
+    if value is None:
+        return None
+    try:
+        limit = float(value)
+    except ValueError as error:
+        raise InputError(f"{MEMORY_VARIABLE}={value!r} must be a number of GiB, for example 8.") from error
+    if not 2 <= limit < math.inf:
+        raise InputError(f"{limit:g} GiB of GPU memory is not enough to start with; allow at least 2.")
+    return limit
 
 
 def structure_grid(logits: Tensor, side: int) -> Grid:
