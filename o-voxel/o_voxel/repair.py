@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order, connected_components
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .checks import check_mesh
+from .groups import sums_by_group
 
 # A component whose volume is this small a part of area^1.5 has no inside (a sphere has 0.094).
 _FLAT = 1e-3
@@ -47,16 +48,13 @@ def fill_holes(vertices: Tensor, faces: Tensor, max_hole_perimeter: float = 0.03
     closed = torch.ones(loops, dtype=torch.bool, device=faces.device)
     closed[visits[0][visits[1] < 2] % max(loops, 1)] = False
     length = (vertices[end] - vertices[start]).norm(dim=1).double()
-    perimeter = torch.zeros(loops, dtype=torch.float64, device=faces.device).index_add_(0, loop, length)
-    chosen = closed & (perimeter < max_hole_perimeter)
+    chosen = closed & (sums_by_group(length, loop, loops) < max_hole_perimeter)
 
     number = torch.cumsum(chosen, 0) - 1
     used = chosen[loop]
     start, end, loop = start[used], end[used], number[loop[used]]
     count = int(chosen.sum())
-    # In float64, where the order of a parallel sum does not reach the float32 that is kept.
-    centres = torch.zeros((count, 3), dtype=torch.float64, device=vertices.device)
-    centres.index_add_(0, loop, (vertices[start] + vertices[end]).double() / 2)
+    centres = sums_by_group((vertices[start] + vertices[end]).double() / 2, loop, count)
     centres /= torch.bincount(loop, minlength=count)[:, None]
     by_loop = torch.argsort(loop, stable=True)
     fans = torch.stack([end, start, loop + len(vertices)], dim=1)[by_loop]
@@ -113,38 +111,39 @@ def remove_small_components(vertices: Tensor, faces: Tensor, min_area: float) ->
     """Drop pieces (faces joined by edges of exactly two faces) whose area is below ``min_area``."""
     check_mesh(vertices, faces)
     count, piece = components(manifold_edges(faces, len(vertices)) // 3, len(faces))
-    areas = torch.zeros(count, dtype=torch.float64, device=faces.device)
-    areas.index_add_(0, piece, _normals(vertices, faces).norm(dim=1).double() / 2)
+    areas = sums_by_group(_normals(vertices, faces).norm(dim=1).double() / 2, piece, count)
     return _compact(vertices, faces[areas[piece] >= min_area])
 
 
 def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Wind all faces of a piece alike, outwards: so that its signed volume is positive.
 
-    Pieces that enclose nothing keep the winding that most of their area has.
+    Pieces that enclose nothing keep the winding that most of their area has. Pieces with one side only, on which
+    no winding is right everywhere, are wound alike along a tree that spans them.
     """
     check_mesh(vertices, faces)
     if not len(faces):
         return vertices, faces
-    pairs = manifold_edges(faces, len(vertices)) // 3
-    count, piece = components(pairs, len(faces))
-    flipped = _flips_along_tree(faces, pairs, count, piece)
+    half_edges = manifold_edges(faces, len(vertices))
+    flat = faces.reshape(-1)
+    # Neighbours wound alike run along their edge in opposite directions.
+    odd = flat[half_edges[:, 0]] == flat[half_edges[:, 1]]
+    trees = _spanning_trees(half_edges // 3, odd, len(faces))
+    count, piece = _numbered(trees // 2)
+    flipped = trees % 2 == 1
     normals = _normals(vertices, faces).double()
     normals[flipped] *= -1
     corners = vertices.double()[faces.long()]
     area = normals.norm(dim=1) / 2
 
-    def total(values: Tensor) -> Tensor:
-        out = torch.zeros((count, *values.shape[1:]), dtype=torch.float64, device=faces.device)
-        return out.index_add_(0, piece, values)
-
-    piece_area = total(area)
     middle = corners.mean(dim=1)
-    centre = total(middle * area[:, None]) / piece_area.clamp_min(1e-300)[:, None]
-    volume = total(((middle - centre[piece]) * normals).sum(1)) / 6
-    kept_area = total(torch.where(flipped, -area, area))
-    flat = volume.abs() < _FLAT * piece_area**1.5
-    inside_out = torch.where(flat, kept_area < 0, volume < 0)
+    kept = torch.where(flipped, -area, area)
+    totals = sums_by_group(torch.cat([torch.stack([area, kept], 1), middle * area[:, None]], dim=1), piece, count)
+    piece_area, kept_area = totals[:, 0], totals[:, 1]
+    centre = totals[:, 2:] / piece_area.clamp_min(1e-300)[:, None]
+    volume = sums_by_group(((middle - centre[piece]) * normals).sum(1), piece, count) / 6
+    hollow = volume.abs() < _FLAT * piece_area**1.5
+    inside_out = torch.where(hollow, kept_area < 0, volume < 0)
     flipped = flipped ^ inside_out[piece]
     return vertices, torch.where(flipped[:, None], faces[:, [0, 2, 1]], faces)
 
@@ -183,44 +182,48 @@ def _next_corner(half_edge: Tensor) -> Tensor:
 
 
 def components(pairs: Tensor, count: int) -> tuple[int, Tensor]:
-    """Connected components of ``count`` nodes, numbered by their smallest node: (how many, label of each node)."""
+    """Connected components of ``count`` nodes, numbered by their smallest node: (how many, label of each node).
+
+    pairs: (P, 2) int64, the nodes that are joined.
+    """
+    if pairs.is_cuda:
+        return _numbered(_spanning_trees(pairs, torch.zeros_like(pairs[:, 0]), count) // 2)
     if count == 0:
-        return 0, torch.empty(0, dtype=torch.int64, device=pairs.device)
-    number, label = connected_components(_graph(pairs.cpu().numpy(), count), directed=False)
-    _, first, label = np.unique(label, return_index=True, return_inverse=True)
-    rank = np.empty(number, dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(number)
-    return int(number), torch.from_numpy(rank[label]).to(pairs.device)
-
-
-def _graph(pairs: np.ndarray, count: int) -> coo_array:
+        return 0, torch.empty(0, dtype=torch.int64)
     ones = np.ones(len(pairs), dtype=np.int8)
-    return coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count)).tocsr()
+    graph = coo_array((ones, tuple(pairs.T.numpy())), shape=(count, count))
+    label = torch.from_numpy(connected_components(graph.tocsr(), directed=False)[1]).long()
+    nodes = torch.arange(count)
+    smallest = torch.full_like(nodes, count).scatter_reduce_(0, label, nodes, "amin")
+    return _numbered(smallest[label])
 
 
-def _flips_along_tree(faces: Tensor, pairs: Tensor, count: int, piece: Tensor) -> Tensor:
-    """Which faces to flip so that each of ``count`` pieces is wound like its first face."""
-    total = len(faces)
-    roots = torch.full((count,), total, device=faces.device)
-    roots.scatter_reduce_(0, piece, torch.arange(total, device=faces.device), "amin")
-    # One extra node above all roots makes a single tree of the whole mesh.
-    pairs = torch.cat([pairs, torch.stack([torch.full_like(roots, total), roots], dim=1)])
-    _, parents = breadth_first_order(_graph(pairs.cpu().numpy(), total + 1), total, directed=False)
-    parent = torch.from_numpy(parents).long().to(faces.device)
-    parent[roots] = roots
-    parent = parent[:total]
+def _numbered(root: Tensor) -> tuple[int, Tensor]:
+    """How many different nodes are ``root`` (N,) of some node, and which of these each node has."""
+    first = root == torch.arange(len(root), device=root.device)
+    return int(first.sum()), (torch.cumsum(first, 0) - 1)[root]
 
-    mine, theirs = faces, faces[parent]
-    odd = torch.zeros(total, dtype=torch.bool, device=faces.device)
-    for i in range(3):
-        for j in range(3):
-            odd |= (mine[:, i] == theirs[:, j]) & (mine[:, (i + 1) % 3] == theirs[:, (j + 1) % 3])
-    odd[roots] = False
-    # Doubling: after k rounds each face knows its parity against the ancestor 2^k steps up.
-    while not torch.equal(parent, parent[parent]):
-        odd = odd ^ odd[parent]
-        parent = parent[parent]
-    return odd
+
+def _spanning_trees(pairs: Tensor, odd: Tensor, count: int) -> Tensor:
+    """A tree over each component: for each node (count,) int64 twice the component's smallest node, plus 1 where
+    the tree's path from there to the node crosses an odd number of ``odd`` pairs (P,).
+
+    Each root hooks onto its smallest neighbour below itself; then all paths are halved until they are one step
+    long, and pairs are replaced by the roots of their ends, until none are left (S. Liu and R. Tarjan, Simple
+    concurrent labeling algorithms for connected components, 2019: O(log^2 n) steps).
+    """
+    link = 2 * torch.arange(count, device=pairs.device)
+    one, other = (2 * pairs + torch.stack([torch.zeros_like(odd), odd], dim=1)).unbind(1)
+    while True:
+        joining = one // 2 != other // 2
+        one, other = one[joining], other[joining]
+        if not len(one):
+            return link
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        link.scatter_reduce_(0, high // 2, low ^ (high % 2), "amin")
+        while not torch.equal(link, further := link[link // 2] ^ (link % 2)):
+            link = further
+        one, other = link[low // 2] ^ (low % 2), link[high // 2] ^ (high % 2)
 
 
 def _normals(vertices: Tensor, faces: Tensor) -> Tensor:

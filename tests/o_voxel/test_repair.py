@@ -7,7 +7,10 @@ import pytest
 import torch
 from golden_cases import golden_cases, load_golden
 from o_voxel.repair import (
+    _spanning_trees,
+    components,
     fill_holes,
+    manifold_edges,
     remove_degenerate_faces,
     remove_duplicate_faces,
     remove_small_components,
@@ -151,6 +154,83 @@ def test_orientation_of_a_sheet_follows_its_majority() -> None:
     faces = torch.tensor([[0, 1, 2], [0, 2, 3], [2, 3, 4]], dtype=torch.int32)  # the last one is upside down
     _, unified = unify_face_orientations(vertices, faces)
     assert unified.tolist() == [[0, 1, 2], [0, 2, 3], [2, 4, 3]]
+
+
+def test_orientation_of_two_sheets() -> None:
+    # Two flat sheets, each with one face upside down.
+    flat = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [2, 0, 0], [2, 1, 0]])
+    strip = torch.tensor([[0, 1, 2], [0, 3, 2], [1, 4, 5], [1, 5, 2]], dtype=torch.int32)
+    vertices = torch.cat([flat, flat + 5])
+    faces = torch.cat([strip, strip[:, [0, 2, 1]] + 6])
+    _, unified = unify_face_orientations(vertices, faces)
+    assert unified.tolist() == [
+        *([0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]),
+        *([6, 8, 7], [6, 9, 8], [7, 11, 10], [7, 8, 11]),
+    ]
+
+
+def test_orientation_of_a_moebius_strip() -> None:
+    steps = 40
+    turn = 2 * torch.pi * torch.arange(steps) / steps
+    across = torch.stack([(turn / 2).cos() * turn.cos(), (turn / 2).cos() * turn.sin(), (turn / 2).sin()], 1)
+    ring = torch.stack([turn.cos(), turn.sin(), torch.zeros(steps)], 1)
+    vertices = torch.stack([ring + across * 0.3, ring - across * 0.3], 1).reshape(-1, 3)
+    i = torch.arange(steps)
+    # One round later top is bottom.
+    ahead = torch.where(i == steps - 1, 1, 2 * i + 2)
+    beside = torch.where(i == steps - 1, 0, 2 * i + 3)
+    faces = torch.cat([torch.stack([2 * i, 2 * i + 1, beside], 1), torch.stack([2 * i, beside, ahead], 1)]).int()
+    generator = torch.Generator().manual_seed(0)
+    flip = torch.rand(len(faces), generator=generator) < 0.5
+    _, unified = unify_face_orientations(vertices, torch.where(flip[:, None], faces[:, [0, 2, 1]], faces))
+    one, other = manifold_edges(unified, len(vertices)).unbind(1)
+    flat = unified.reshape(-1)
+    assert int((flat[one] == flat[other]).sum()) == 1  # one seam, and no less is possible
+
+
+def chains(name: str, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    nodes = torch.arange(count)
+    shuffled = torch.randperm(count, generator=generator)
+    zigzag = torch.stack([nodes, count - 1 - nodes], 1).reshape(-1)[:count]
+    path = torch.stack([nodes[:-1], nodes[1:]], 1)
+    return {
+        "path": path,
+        "path backwards": count - 1 - path,
+        "shuffled path": shuffled[path],
+        "zigzag": zigzag[path],
+        "star": torch.stack([torch.full_like(nodes, count - 1), nodes], 1),
+        "shuffled star": shuffled[torch.stack([torch.zeros_like(nodes), nodes], 1)],
+        "sparse": torch.randint(0, count, (count // 2, 2), generator=generator),
+        "dense": torch.randint(0, count, (3 * count, 2), generator=generator),
+        "repeated": path[::3].repeat(3, 1),
+        "none": path[:0],
+    }[name]
+
+
+CHAINS = ["path", "path backwards", "shuffled path", "zigzag", "star", "shuffled star", "sparse", "dense", "repeated"]
+
+
+@pytest.mark.parametrize("name", [*CHAINS, "none"])
+def test_spanning_trees(name: str) -> None:
+    count = 3000
+    pairs = chains(name, count)
+    _, label = components(pairs, count)
+    generator = torch.Generator().manual_seed(4)
+    side = torch.rand(count, generator=generator) < 0.5
+    trees = _spanning_trees(pairs, side[pairs[:, 0]] != side[pairs[:, 1]], count)
+    root = trees // 2
+    smallest = torch.full((count,), count).scatter_reduce_(0, label, torch.arange(count), "amin")
+    assert torch.equal(root, smallest[label])
+    assert torch.equal(trees % 2 == 1, side != side[root])
+
+
+def test_components_by_hand() -> None:
+    count, label = components(torch.tensor([[5, 1], [4, 2], [2, 2]]), 6)
+    assert count == 4
+    assert label.tolist() == [0, 1, 2, 3, 2, 1]
+    assert components(torch.zeros(0, 2, dtype=torch.int64), 0)[0] == 0
+    assert components(torch.zeros(0, 2, dtype=torch.int64), 2)[1].tolist() == [0, 1]
 
 
 OPS: list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = [
