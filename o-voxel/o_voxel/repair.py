@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .checks import check_mesh
-from .groups import sums_by_group
+from .groups import group_sums
 
 # A component whose volume is this small a part of area^1.5 has no inside (a sphere has 0.094).
 _FLAT = 1e-3
@@ -48,13 +48,13 @@ def fill_holes(vertices: Tensor, faces: Tensor, max_hole_perimeter: float = 0.03
     closed = torch.ones(loops, dtype=torch.bool, device=faces.device)
     closed[visits[0][visits[1] < 2] % max(loops, 1)] = False
     length = (vertices[end] - vertices[start]).norm(dim=1).double()
-    chosen = closed & (sums_by_group(length, loop, loops) < max_hole_perimeter)
+    chosen = closed & (group_sums(length, loop, loops) < max_hole_perimeter)
 
     number = torch.cumsum(chosen, 0) - 1
     used = chosen[loop]
     start, end, loop = start[used], end[used], number[loop[used]]
     count = int(chosen.sum())
-    centres = sums_by_group((vertices[start] + vertices[end]).double() / 2, loop, count)
+    centres = group_sums((vertices[start] + vertices[end]).double() / 2, loop, count)
     centres /= torch.bincount(loop, minlength=count)[:, None]
     by_loop = torch.argsort(loop, stable=True)
     fans = torch.stack([end, start, loop + len(vertices)], dim=1)[by_loop]
@@ -111,7 +111,7 @@ def remove_small_components(vertices: Tensor, faces: Tensor, min_area: float) ->
     """Drop pieces (faces joined by edges of exactly two faces) whose area is below ``min_area``."""
     check_mesh(vertices, faces)
     count, piece = components(manifold_edges(faces, len(vertices)) // 3, len(faces))
-    areas = sums_by_group(_normals(vertices, faces).norm(dim=1).double() / 2, piece, count)
+    areas = group_sums(_normals(vertices, faces).norm(dim=1).double() / 2, piece, count)
     return _compact(vertices, faces[areas[piece] >= min_area])
 
 
@@ -138,10 +138,10 @@ def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Te
 
     middle = corners.mean(dim=1)
     kept = torch.where(flipped, -area, area)
-    totals = sums_by_group(torch.cat([torch.stack([area, kept], 1), middle * area[:, None]], dim=1), piece, count)
+    totals = group_sums(torch.cat([torch.stack([area, kept], 1), middle * area[:, None]], dim=1), piece, count)
     piece_area, kept_area = totals[:, 0], totals[:, 1]
     centre = totals[:, 2:] / piece_area.clamp_min(1e-300)[:, None]
-    volume = sums_by_group(((middle - centre[piece]) * normals).sum(1), piece, count) / 6
+    volume = group_sums(((middle - centre[piece]) * normals).sum(1), piece, count) / 6
     hollow = volume.abs() < _FLAT * piece_area**1.5
     inside_out = torch.where(hollow, kept_area < 0, volume < 0)
     flipped = flipped ^ inside_out[piece]
