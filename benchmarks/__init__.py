@@ -1,0 +1,1 @@
+"""Measurements at the published sizes, with random weights: ``python -m benchmarks --help``."""
