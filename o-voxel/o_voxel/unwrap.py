@@ -1,37 +1,37 @@
-"""UV unwrapping: nearly flat charts of our own, packed by xatlas.
+"""UV unwrapping: nearly flat charts, laid out in a square.
 
-xatlas's own charting takes 12 to 45 s for 100k faces on two cores, and minutes for a million; its packing takes
-well under a second. So faces are clustered here, into charts that project onto a plane without folding.
+Faces are clustered into charts that project onto a plane without folding; ``pack`` finds the charts their places.
+Everything but the last choice of places runs on the mesh's own device.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-import xatlas
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .checks import check_mesh
-from .repair import manifold_edges
+from .groups import group_sums
+from .launch import Ints, Vec2d, func, kernel, launch, shared, wp
+from .pack import pack
+from .repair import components, manifold_edges
 
-Integers = NDArray[Any]
-Reals = NDArray[np.float64]
+if TYPE_CHECKING:
+    Vec2ds = Any
+else:
+    Vec2ds = wp.array(dtype=wp.vec2d)
 
 # Normals of a chart lie within this angle of its plane's: lengths shrink by a quarter at most, and the two sides
 # of a right-angled edge never share a chart.
-_CONE = float(np.radians(40))
+_CONE = math.radians(40)
 # Charts of less than this part of the whole area may join a neighbour up to the wider angle.
-_CRUMB, _CRUMB_CONE = 1e-4, float(np.radians(70))
+_CRUMB, _CRUMB_CONE = 1e-4, math.radians(70)
 # In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels.
 _RESOLUTION, _PADDING = 2048, 4
-_NO_AREA = 1e-5  # of a face twice over, in texels of that atlas; xatlas ignores what is below 1.2e-7
-_FILL = 0.7  # of the atlas, what charts and their padding cover
+_FILL = 0.85  # of the atlas, what charts and their padding cover
 
 
 @dataclass(frozen=True)
@@ -48,269 +48,296 @@ class Unwrapped:
 def unwrap(vertices: Tensor, faces: Tensor) -> Unwrapped:
     """Cut the mesh into charts and lay them out without overlap, all at one scale.
 
-    vertices: (V, 3) float. faces: (F, 3) int; neighbours wound alike share charts. Works on the CPU and cannot
-    be interrupted; equal input gives equal bits. Raises ValueError naming the argument.
+    vertices: (V, 3) float. faces: (F, 3) int; neighbours wound alike share charts. Cannot be interrupted; equal
+    input gives equal bits on the same device. Raises ValueError naming the argument.
     """
     check_mesh(vertices, faces)
     device = vertices.device
-    points, triangles = vertices.double().cpu().numpy(), faces.long().cpu().numpy()
-    a, b, c = points[triangles].transpose(1, 0, 2)
-    normals = np.cross(b - a, c - a)
-    area = np.linalg.norm(normals, axis=1) / 2
-    solid = area > 1e-14 * max(float(area.sum()), 1e-300)
+    points, triangles = vertices.double(), faces.long()
+    a, b, c = points[triangles].unbind(1)
+    normals = torch.linalg.cross(b - a, c - a)
+    area = normals.norm(dim=1) / 2
+    solid = torch.nonzero(area > 1e-14 * area.sum().clamp_min(1e-300))[:, 0]
     triangles, normals = triangles[solid], normals[solid]
     if not len(triangles):
         nothing = torch.zeros((0, 3), dtype=torch.int32, device=device)
         return Unwrapped(nothing[:, 0].long(), nothing, torch.zeros((0, 2), device=device), 0)
-    half_edges = manifold_edges(torch.from_numpy(triangles), len(points)).numpy()
+    half_edges = manifold_edges(triangles, len(points))
+    start = triangles.reshape(-1)[half_edges]
+    half_edges = half_edges[start[:, 0] != start[:, 1]]  # the others join faces of opposite windings
     label = _cluster(points, triangles, normals, half_edges)
-    label, uvs = _flatten(points, triangles, normals, half_edges, label)
-    vertex_map, new_faces, packed = _pack(triangles, label, uvs, len(points))
-    return Unwrapped(
-        torch.from_numpy(vertex_map).to(device),
-        torch.from_numpy(new_faces).int().to(device),
-        torch.from_numpy(packed).to(device),
-        int(label.max()) + 1,
-    )
+    charts = _flatten(points, triangles, normals, half_edges, label)
+
+    keys, number = _numbered(charts.label[:, None] * len(points) + triangles)
+    source, chart = keys % len(points), keys // len(points)
+    flat = (charts.axes[chart] * points[source][:, None]).sum(2)
+    corners = flat[number]
+    padding, texels = _scale(corners, charts)
+    gap = 2 if padding > 1 else 1
+    place = pack(corners, charts.label, charts.rim, len(charts.axes), padding / gap / texels, gap)
+    uvs = place(flat, chart).clamp(0, 1).float()
+    return Unwrapped(source, number.int(), uvs, len(charts.axes))
 
 
-def _cluster(points: Reals, triangles: Integers, normals: Reals, half_edges: Integers) -> Integers:
+@dataclass(frozen=True)
+class _Clusters:
+    """Of C clusters: normal (C, 3), their faces' normals by area; area (C,); outline (C,), its length. Of pairs that
+    touch: u, v (E,), shared (E,) the length along which they do. label (F,): the cluster of each face. Lengths
+    are in units of the square root of the whole area; float32."""
+
+    label: Tensor
+    normal: Tensor
+    area: Tensor
+    outline: Tensor
+    u: Tensor
+    v: Tensor
+    shared: Tensor
+
+
+def _cluster(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Tensor) -> Tensor:
     """A label for each face; faces of one label are connected and face the same way."""
     corners = points[triangles]
-    sides = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2)
-    u, v = half_edges.T // 3
-    shared = sides.reshape(-1)[half_edges[:, 0]]
-    label = np.arange(len(triangles))
-    rim = sides.sum(1)
-    label, u, v, shared, rim = _merge(label, normals, u, v, shared, rim, _CONE, np.inf)
-    crumb = _CRUMB * float(np.linalg.norm(normals, axis=1).sum()) / 2
-    return _merge(label, normals, u, v, shared, rim, _CRUMB_CONE, crumb)[0]
+    area = normals.norm(dim=1) / 2
+    total = area.sum()
+    sides = ((corners - corners.roll(-1, 1)).norm(dim=2) / total.sqrt()).float()
+    u, v = (half_edges // 3).unbind(1)
+    u, v, shared = _touching(u, v, sides.reshape(-1)[half_edges[:, 0]], len(triangles))
+    clusters = _Clusters(
+        torch.arange(len(triangles), device=points.device),
+        (normals / (2 * total)).float(),
+        (area / total).float(),
+        sides.sum(1),
+        u,
+        v,
+        shared,
+    )
+    unit = _unit(normals).float()
+    return _merged(_merged(clusters, unit, _CONE, math.inf), unit, _CRUMB_CONE, _CRUMB).label
 
 
-def _merge(
-    label: Integers,
-    normals: Reals,
-    u: Integers,
-    v: Integers,
-    shared: Reals,
-    rim: Reals,
-    cone: float,
-    crumb: float,
-) -> tuple[Integers, Integers, Integers, Reals, Reals]:
+def _merged(clusters: _Clusters, unit: Tensor, cone: float, crumb: float) -> _Clusters:
     """Merge clusters, in each round all pairs that are each other's cheapest partner.
 
-    u, v, shared: which clusters touch, along what length. rim: length of each cluster's outline. Normals stay
-    within ``cone`` of their cluster's mean; of two that merge, one has an area below ``crumb``.
-    Returns label, u, v, shared and rim of the clusters that remain.
+    Normals ``unit`` (F, 3) stay within ``cone`` of their cluster's mean; of two that merge, one has an area below
+    ``crumb``.
     """
-    unit = _unit(normals)
-    generator = np.random.default_rng(0)
+    label, normal, area, rim = clusters.label, clusters.normal, clusters.area, clusters.outline
+    u, v, shared = clusters.u, clusters.v, clusters.shared
+    never = torch.iinfo(torch.int64).max
     while True:
-        count = len(rim)
-        total = np.stack([np.bincount(label, normals[:, i], count) for i in range(3)], axis=1) / 2
-        axis = _unit(total)
-        area = np.bincount(label, np.linalg.norm(normals, axis=1) / 2, count)
-        spread = np.zeros(count)
-        np.maximum.at(spread, label, _angle(unit, axis[label]))
-
-        middle = _unit(total[u] + total[v])
-        turned = np.maximum(spread[u] + _angle(axis[u], middle), spread[v] + _angle(axis[v], middle))
-        outline = rim[u] + rim[v] - 2 * shared
+        count = len(area)
+        axis = _unit(normal)
+        aligned = (unit * axis[label]).sum(1)
+        spread = torch.ones_like(area).scatter_reduce(0, label, aligned, "amin").clamp(-1, 1).acos()
+        middle = _unit(normal[u] + normal[v])
+        turned = torch.maximum(spread[u] + _angle(axis[u], middle), spread[v] + _angle(axis[v], middle))
+        outline = (rim[u] + rim[v] - 2 * shared).clamp_min(0)
         # Flat and round charts first; a little noise, for equal costs would pair few of a regular grid's faces.
-        cost = turned / _CONE + 0.2 * outline / np.sqrt(4 * np.pi * (area[u] + area[v]))
-        cost *= 1 + 0.05 * generator.random(len(cost))
-        allowed = (turned <= cone) & (np.minimum(area[u], area[v]) < crumb)
-        candidates = np.nonzero(allowed)[0]
-        if not len(candidates):
-            return label, u, v, shared, rim
-        dear_first = candidates[np.argsort(cost[candidates], kind="stable")[::-1]]
-        best = np.full(count, -1)
-        # The last write stays, which is the cheapest edge of each cluster.
-        best[np.stack([u[dear_first], v[dear_first]], axis=1).reshape(-1)] = np.repeat(dear_first, 2)
-        agreed = candidates[(best[u[candidates]] == candidates) & (best[v[candidates]] == candidates)]
+        cost = turned / _CONE + 0.2 * outline / (4 * math.pi * (area[u] + area[v])).sqrt()
+        edge = torch.arange(len(u), device=u.device)
+        cost *= 1 + 0.05 * _noise(edge)
+        allowed = (turned <= cone) & (torch.minimum(area[u], area[v]) < crumb)
+        # Costs are not negative, so their bits have their order.
+        rank = torch.where(allowed, (cost.view(torch.int32).long() << 32) | edge, never)
+        best = torch.full((count,), never, device=u.device)
+        best = best.scatter_reduce(0, u, rank, "amin").scatter_reduce(0, v, rank, "amin")
+        agreed = torch.nonzero(allowed & (best[u] == rank) & (best[v] == rank))[:, 0]
+        if not len(agreed):
+            return _Clusters(label, normal, area, rim, u, v, shared)
 
-        into = np.arange(count)
-        into[v[agreed]] = u[agreed]
-        rim = rim.copy()
-        rim[u[agreed]] = outline[agreed]
-        remaining, number = np.unique(into, return_inverse=True)
-        rim, label = rim[remaining], number[label]
+        one, other = u[agreed], v[agreed]
+        normal, area, rim = normal.clone(), area.clone(), rim.clone()
+        normal[one] += normal[other]
+        area[one] += area[other]
+        rim[one] = outline[agreed]
+        remains = torch.ones(count, dtype=torch.bool, device=u.device)
+        remains[other] = False
+        number = remains.cumsum(0) - 1
+        number[other] = number[one]
+        remaining = torch.nonzero(remains)[:, 0]
+        normal, area, rim, label = normal[remaining], area[remaining], rim[remaining], number[label]
         u, v, shared = _touching(number[u], number[v], shared, len(remaining))
 
 
-def _touching(u: Integers, v: Integers, shared: Reals, count: int) -> tuple[Integers, Integers, Reals]:
+def _touching(u: Tensor, v: Tensor, shared: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each pair of different clusters once, with all the length that it shares."""
-    apart = u != v
-    u, v, shared = u[apart], v[apart], shared[apart]
-    keys, number = np.unique(np.minimum(u, v) * count + np.maximum(u, v), return_inverse=True)
-    return keys // count, keys % count, np.bincount(number, shared, len(keys)).astype(np.float64)
+    apart = torch.nonzero(u != v)[:, 0]
+    u, v = u[apart], v[apart]
+    keys, number = _numbered(torch.minimum(u, v) * count + torch.maximum(u, v))
+    return keys // count, keys % count, group_sums(shared[apart], number, len(keys))
 
 
-def _flatten(
-    points: Reals, triangles: Integers, normals: Reals, half_edges: Integers, label: Integers
-) -> tuple[Integers, Reals]:
-    """Project each chart along its mean normal, and halve charts until none lies over itself.
+def _numbered(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """(the different ``keys`` in ascending order, for each key its index among them)."""
+    ascending, order = torch.sort(keys.reshape(-1), stable=True)
+    new = torch.ones(len(ascending), dtype=torch.bool, device=keys.device)
+    new[1:] = ascending[1:] != ascending[:-1]
+    number = torch.empty_like(order)
+    number[order] = new.cumsum(0) - 1
+    return ascending[new], number.view(keys.shape)
 
-    Returns (label (F,), uvs (F, 3, 2) in units of length).
-    """
-    faces = half_edges // 3
+
+def _noise(index: Tensor) -> Tensor:
+    """Float32 in [0, 1) that looks random."""
+    mixed = (index * 0x9E3779B1) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 15)) * 0x85EBCA6B) & 0xFFFFFFFF
+    return ((mixed ^ (mixed >> 13)) & 0xFFFFFF).float() / 2.0**24
+
+
+@dataclass(frozen=True)
+class _Charts:
+    """label (F,): the chart of each face; axes (C, 2, 3) float64: its plane's; rim: half-edges at charts' borders."""
+
+    label: Tensor
+    axes: Tensor
+    rim: Tensor
+
+
+def _flatten(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Tensor, label: Tensor) -> _Charts:
+    """Project each chart along its mean normal, and halve charts until none lies over itself."""
+    device = points.device
+    final = torch.empty_like(label)
+    axes: list[Tensor] = []
+    rims: list[Tensor] = []
+    charts, count = 0, int(label.max()) + 1
+    faces = torch.arange(len(triangles), device=device)  # those whose charts are not final
     while True:
-        count = int(label.max()) + 1
-        axis = _unit(np.stack([np.bincount(label, normals[:, i], count) for i in range(3)], axis=1))
-        helper = np.eye(3)[np.abs(axis).argmin(axis=1)]
-        right = _unit(np.cross(helper, axis))
-        up = np.cross(axis, right)
-        corners = points[triangles]
-        uvs = np.stack(
-            [np.einsum("fki,fi->fk", corners, right[label]), np.einsum("fki,fi->fk", corners, up[label])], axis=2
-        )
-        folded = (normals * axis[label]).sum(axis=1) <= 0
-        inner = np.zeros(3 * len(triangles), dtype=bool)
-        inner[half_edges[label[faces[:, 0]] == label[faces[:, 1]]]] = True
-        rim = np.nonzero(~inner)[0]
-        start = uvs.reshape(-1, 2)[rim]
-        end = np.roll(uvs, -1, axis=1).reshape(-1, 2)[rim]
-        bad = np.zeros(count, dtype=bool)
-        bad[_crossing(start, end, label[rim // 3])] = True
-        bad[label[folded]] = True
-        bad[_overfull(uvs, label[:, None] * len(points) + triangles, rim) // len(points)] = True
-        bad &= np.bincount(label, minlength=count) > 1
-        if not bad.any():
-            return label, uvs
-        # Cut at the middle of the longer side.
-        low = np.full((count, 2), np.inf)
-        high = np.full((count, 2), -np.inf)
-        centre = uvs.mean(axis=1)
-        np.minimum.at(low, label, centre)
-        np.maximum.at(high, label, centre)
-        longer = (high - low).argmax(axis=1)
-        position = np.take_along_axis(centre, longer[label][:, None], axis=1)[:, 0]
-        beyond = position > ((low + high) / 2)[np.arange(count), longer][label]
-        label = _connected(label * 2 + (beyond & bad[label]), faces)
+        axis = _unit(group_sums(normals, label, count))
+        plane = _plane(axis)
+        uvs = torch.stack([(points[triangles] * side[label][:, None]).sum(2) for side in plane.unbind(1)], 2)
+        half_edges = half_edges[label[half_edges[:, 0] // 3] == label[half_edges[:, 1] // 3]]
+        outer = torch.ones(3 * len(triangles), dtype=torch.bool, device=device)
+        outer[half_edges.reshape(-1)] = False
+        rim = torch.nonzero(outer)[:, 0]
+        bad = _overlaid(uvs, triangles, label, rim, count)
+        bad[label[(normals * axis[label]).sum(1) <= 0]] = True
+        bad &= torch.bincount(label, minlength=count) > 1
+
+        good = torch.nonzero(~bad)[:, 0]
+        number = charts + (~bad).cumsum(0) - 1
+        final[faces] = number[label]  # of the bad ones too, until they have been cut
+        axes.append(plane[good])
+        rim = rim[~bad[label[rim // 3]]]
+        rims.append(3 * faces[rim // 3] + rim % 3)
+        charts += len(good)
+        if len(good) == count:
+            return _Charts(final, torch.cat(axes), torch.cat(rims))
+
+        kept = torch.nonzero(bad[label])[:, 0]
+        place = torch.full_like(label, -1)
+        place[kept] = torch.arange(len(kept), device=device)
+        half_edges = half_edges[bad[label[half_edges[:, 0] // 3]]]
+        half_edges = 3 * place[half_edges // 3] + half_edges % 3
+        faces, triangles, normals, label = faces[kept], triangles[kept], normals[kept], label[kept]
+        label = 2 * label + _beyond_middle(uvs[kept].mean(1), label, count)
+        pairs = half_edges // 3
+        count, label = components(pairs[label[pairs[:, 0]] == label[pairs[:, 1]]], len(faces))
 
 
-def _overfull(uvs: Reals, keys: Integers, rim: Integers) -> Integers:
-    """Of the vertices ``keys`` (F, 3), those where faces go round more than once or several fans meet."""
-    ahead, back = np.roll(uvs, -1, axis=1) - uvs, np.roll(uvs, 1, axis=1) - uvs
+def _plane(axis: Tensor) -> Tensor:
+    """Two axes (C, 2, 3) at right angles to ``axis`` (C, 3) and to each other."""
+    helper = torch.eye(3, dtype=axis.dtype, device=axis.device)[axis.abs().argmin(1)]
+    right = _unit(torch.linalg.cross(helper, axis))
+    return torch.stack([right, torch.linalg.cross(axis, right)], 1)
+
+
+def _beyond_middle(centre: Tensor, label: Tensor, count: int) -> Tensor:
+    """Which items to cut off their group: those beyond the middle of its longer side, or else its first."""
+    index = label[:, None].expand_as(centre)
+    edge = torch.full((count, 2), torch.inf, dtype=centre.dtype, device=centre.device)
+    low, high = edge.scatter_reduce(0, index, centre, "amin"), (-edge).scatter_reduce(0, index, centre, "amax")
+    upright = (high - low).diff(dim=1)[:, 0] > 0
+    position = torch.where(upright[label], centre[:, 1], centre[:, 0])
+    middle = torch.where(upright, (low + high)[:, 1], (low + high)[:, 0]) / 2
+    beyond = position > middle[label]
+    parted = torch.zeros(count, dtype=torch.bool, device=label.device)
+    parted[label[beyond]] = True
+    item = torch.arange(len(label), device=label.device)
+    first = torch.full((count,), len(label), device=label.device).scatter_reduce(0, label, item, "amin")
+    return beyond | (~parted[label] & (first[label] == item))
+
+
+def _overlaid(uvs: Tensor, triangles: Tensor, label: Tensor, rim: Tensor, count: int) -> Tensor:
+    """Charts (count,) whose rims cross themselves, or with vertices that faces go round more than once, or where
+    several fans meet."""
+    bad = _crossing(uvs, rim, label, count)
+    ahead, back = uvs.roll(-1, 1) - uvs, uvs.roll(1, 1) - uvs
     sine = ahead[..., 0] * back[..., 1] - ahead[..., 1] * back[..., 0]
-    angle = np.arctan2(np.abs(sine), (ahead * back).sum(axis=2))
-    vertex, number = np.unique(keys.reshape(-1), return_inverse=True)
-    turn = np.bincount(number, angle.reshape(-1), len(vertex))
-    fans = np.bincount(number[rim], minlength=len(vertex))
-    return np.asarray(vertex[(turn > 2 * np.pi + 1e-6) | (fans > 1)])
+    angle = torch.atan2(sine.abs(), (ahead * back).sum(2))
+    keys, number = _numbered(label[:, None] * (triangles.max() + 1) + triangles)
+    turn = group_sums(angle.reshape(-1), number.reshape(-1), len(keys))
+    fans = torch.bincount(number.reshape(-1)[rim], minlength=len(keys))
+    overfull = (turn > 2 * math.pi + 1e-6) | (fans > 1)
+    bad[label[overfull[number].any(1)]] = True
+    return bad
 
 
-def _connected(label: Integers, faces: Integers) -> Integers:
-    """Labels of the connected parts of each label."""
-    same = faces[label[faces[:, 0]] == label[faces[:, 1]]]
-    graph = coo_array((np.ones(len(same), dtype=np.int8), (same[:, 0], same[:, 1])), shape=(len(label),) * 2)
-    parts: Integers = connected_components(graph.tocsr(), directed=False)[1]
-    first = np.unique(parts, return_index=True)[1]
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[parts]
+def _crossing(uvs: Tensor, rim: Tensor, label: Tensor, count: int) -> Tensor:
+    """Charts (count,) in which two edges of the rim cross."""
+    start, end = uvs.reshape(-1, 2)[rim], uvs.roll(-1, 1).reshape(-1, 2)[rim]
+    chart = label[rim // 3]
+    # From left to right, chart by chart.
+    order = torch.argsort(torch.minimum(start, end)[:, 0], stable=True)
+    order = order[torch.argsort(chart[order], stable=True)]
+    found = torch.zeros(count, dtype=torch.int32, device=uvs.device)
+    ends = [shared(tensor[order].contiguous(), wp.vec2d) for tensor in (start, end)]
+    groups = shared(chart[order].int(), wp.int32)
+    launch(_sweep, len(order), [*ends, groups, len(order), shared(found, wp.int32)], uvs.device)
+    return found != 0
 
 
-def _crossing(start: Reals, end: Reals, group: Integers) -> Integers:
-    """Groups in which two segments cross."""
-    low, high = np.minimum(start, end), np.maximum(start, end)
-    # Groups side by side on one axis: then a sweep compares segments of one group only.
-    width = 2 * float((high[:, 0] - low[:, 0].min()).max()) + 1
-    left, right = low[:, 0] + group * width, high[:, 0] + group * width
-    order = np.argsort(left, kind="stable")
-    reach = np.searchsorted(left[order], right[order], side="left")
-    found = []
-    counts = np.maximum(reach - np.arange(len(order)) - 1, 0)
-    for first, last in _batches(counts, 4_000_000):
-        ahead = counts[first:last]
-        i = np.repeat(np.arange(first, last), ahead)
-        j = i + 1 + np.arange(len(i)) - np.repeat(np.cumsum(ahead) - ahead, ahead)
-        i, j = order[i], order[j]
-        meet = (group[i] == group[j]) & (low[i, 1] <= high[j, 1]) & (low[j, 1] <= high[i, 1])
-        i, j = i[meet], j[meet]
-        a, b, c, d = start[i], end[i], start[j], end[j]
-        cross = (_turn(a, b, c) * _turn(a, b, d) < 0) & (_turn(c, d, a) * _turn(c, d, b) < 0)
-        found.append(np.unique(group[i[cross]]))
-    return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+@func
+def _turn(a: Vec2d, b: Vec2d, c: Vec2d) -> wp.float64:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _batches(counts: Integers, limit: int) -> list[tuple[int, int]]:
-    """Ranges of items whose counts add up to about ``limit`` at most."""
-    batch = np.cumsum(counts) // limit
-    bounds = np.concatenate([[0], np.nonzero(np.diff(batch))[0] + 1, [len(counts)]])
-    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+@func
+def _cross(a: Vec2d, b: Vec2d, c: Vec2d, d: Vec2d) -> bool:
+    zero = wp.float64(0.0)
+    if wp.min(c[1], d[1]) > wp.max(a[1], b[1]) or wp.max(c[1], d[1]) < wp.min(a[1], b[1]):
+        return False
+    return _turn(a, b, c) * _turn(a, b, d) < zero and _turn(c, d, a) * _turn(c, d, b) < zero
 
 
-def _turn(a: Reals, b: Reals, c: Reals) -> Reals:
-    return np.asarray((b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0]))
+@kernel
+def _sweep(first: int, start: Vec2ds, end: Vec2ds, group: Ints, count: int, found: Ints) -> None:
+    i = first + wp.tid()
+    a = start[i]
+    b = end[i]
+    right = wp.max(a[0], b[0])
+    j = int(i + 1)
+    while j < count and group[j] == group[i] and wp.min(start[j][0], end[j][0]) < right:
+        if _cross(a, b, start[j], end[j]):
+            found[group[i]] = 1
+        # Whoever finds a chart's first crossing, the answer is the same.
+        if found[group[i]] != 0:
+            j = count
+        j += 1
 
 
-def _pack(
-    triangles: Integers, label: Integers, uvs: Reals, count: int
-) -> tuple[Integers, Integers, NDArray[np.float32]]:
-    """Return (vertex_map, faces, uvs in [0, 1]) with a copy of each vertex for each chart that it is in."""
-    keys, first, number = np.unique(label[:, None] * count + triangles, return_index=True, return_inverse=True)
-    source, flat = keys % count, number.reshape(-1, 3)
-    place = uvs.reshape(-1, 2)[first]
-    chart = keys // count
-    corner = np.full((int(label.max()) + 1, 2), np.inf)
-    np.minimum.at(corner, chart, place)
-    # In texels from each chart's corner: xatlas takes areas below a fixed epsilon for nothing, and float32 is finest
-    # near zero.
-    padding, texels = _scale(uvs, label)
-    place = ((place - corner[chart]) * texels).astype(np.float32)
-
-    # xatlas moves charts by their vertices, so what a face without area held together must not share any.
-    a, b, c = place[flat].transpose(1, 0, 2)
-    flat = flat[np.abs(_turn(a, b, c)) > _NO_AREA]
-    part = _edge_connected(flat)
-    used, number = np.unique(part[:, None] * len(place) + flat, return_inverse=True)
-    source, place, flat = source[used % len(place)], place[used % len(place)], number.reshape(-1, 3)
-
-    atlas = xatlas.Atlas()
-    atlas.add_uv_mesh(place, flat.astype(np.uint32), part[:, None].astype(np.uint32))
-    options = xatlas.PackOptions()
-    options.padding, options.texels_per_unit = padding, 1.0
-    atlas.generate(pack_options=options)
-    order, packed_faces, packed = atlas.get_mesh(0)
-    # Faces that lost their area in float32 are in no chart.
-    placed = (atlas.get_mesh_vertex_assignment(0)[0] == 0)[packed_faces].all(axis=1)
-    return source[order], packed_faces[placed].astype(np.int64), np.clip(packed, 0, 1)
-
-
-def _edge_connected(faces: Integers) -> Integers:
-    """A label for each of ``faces`` (F, 3): those that are connected over common edges have the same."""
-    count = int(faces.max()) + 1
-    ends = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], axis=2).reshape(-1, 2), axis=1)
-    edge = np.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)[1]
-    face = np.repeat(np.arange(len(faces)), 3)
-    graph = coo_array(
-        (np.ones(len(face), dtype=np.int8), (face, len(faces) + edge)), shape=(len(faces) + edge.max() + 1,) * 2
-    )
-    parts: Integers = connected_components(graph.tocsr(), directed=False)[1][: len(faces)]
-    return np.unique(parts, return_inverse=True)[1]
-
-
-def _scale(uvs: Reals, label: Integers) -> tuple[int, float]:
-    """Padding in texels, and the texels in a unit of length with which an atlas comes out near ``_RESOLUTION``.
-
-    Left to itself, xatlas takes the coordinates of such a mesh for those of a unit square.
-    """
-    a, b, c = uvs.transpose(1, 0, 2)
-    area = float(np.abs(_turn(a, b, c)).sum()) / 2
-    # Charts are about as round as a square.
-    sizes = np.sqrt(np.bincount(label, np.abs(_turn(a, b, c)) / 2))
+def _scale(corners: Tensor, charts: _Charts) -> tuple[int, float]:
+    """Padding in texels, and texels in a unit of length with which the atlas comes out near ``_RESOLUTION``."""
+    a, b, c = corners.unbind(1)
+    area = float(((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).sum()) / 2
+    outline = float((corners - corners.roll(-1, 1)).norm(dim=2).reshape(-1)[charts.rim].sum())
+    count = len(charts.axes)
     room = _FILL * _RESOLUTION**2
-    padding = int(np.clip(np.sqrt(0.3 * room / (4 * len(sizes))), 1, _PADDING))
-    # area * t^2 + border * t + corners = room
-    border, corners = 4 * padding * float(sizes.sum()), 4 * padding**2 * len(sizes)
-    spare = max(room - corners, 0.1 * room)
-    return padding, (np.sqrt(border**2 + 4 * area * spare) - border) / (2 * area)
+    padding = min(max(int(math.sqrt(0.3 * room / (4 * count))), 1), _PADDING)
+    # Half the padding around each chart, and half a cell on the average: area * t^2 + border * t + rest = room.
+    border, rest = 0.75 * padding * outline, padding**2 * count
+    spare = max(room - rest, 0.1 * room)
+    texels = (math.sqrt(border**2 + 4 * area * spare) - border) / (2 * area)
+    # One long chart makes the atlas larger than that, within reason.
+    index = charts.label[:, None].expand(-1, 2)
+    edge = torch.full((count, 2), torch.inf, dtype=corners.dtype, device=corners.device)
+    low = edge.scatter_reduce(0, index, corners.amin(1), "amin")
+    high = (-edge).scatter_reduce(0, index, corners.amax(1), "amax")
+    return padding, min(texels, 2 * _RESOLUTION / float((high - low).norm(dim=1).max()))
 
 
-def _unit(vectors: Reals) -> Reals:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-300))
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def _angle(a: Reals, b: Reals) -> Reals:
-    return np.asarray(np.arccos(np.clip((a * b).sum(axis=-1), -1, 1)))
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1).clamp(-1, 1).acos()
