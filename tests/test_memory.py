@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ class Network(nn.Module):
         self.scale = nn.Parameter(torch.tensor([2.0, 3.0]))
         self.first = nn.Linear(2, 64)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64)) for _ in range(3))
-        self.half = nn.Linear(64, 3).bfloat16()
+        self.last = nn.Linear(64, 3).bfloat16()
         self.register_buffer("shift", torch.tensor([0.5]))
         self.requires_grad_(False)
 
@@ -31,7 +31,7 @@ class Network(nn.Module):
         h = self.first(x * self.scale + self.shift)
         for block in self.blocks:
             h = block(h)
-        out: Tensor = self.half(h.bfloat16()).float()
+        out: Tensor = self.last(h.bfloat16()).float()
         return out
 
 
@@ -55,7 +55,7 @@ def test_segments_hold_every_weight_once(small_segments: None) -> None:
     parts = memory._split(model)
     tensors = [id(t) for part in parts for module in part for t in memory._own_tensors(module)]
     assert sorted(tensors) == sorted(id(t) for t in memory._tensors(model))
-    assert len(parts) == 6  # own weights, first, three blocks, half
+    assert len(parts) == 6  # own weights, first, three blocks, last
     assert weight_bytes([model]) == 4 * (2 + 192 + 3 * (64 * 65 + 128) + 1) + 2 * 65 * 3
 
 
@@ -68,35 +68,56 @@ def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fits(99 * GIB, CPU, None)
 
 
-@pytest.mark.gpu
-def test_streamed_weights_compute_the_same(small_segments: None) -> None:
-    model = Network()
-    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    expected = model.cuda()(x.cuda())
-    model.cpu()
+class NoStream:
+    """A stream of a CPU, where everything has happened when the call returns."""
+
+    def wait_stream(self, other: object) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def record_event(self) -> None: ...
+
+
+@pytest.fixture(params=[CPU, pytest.param(GPU, marks=pytest.mark.gpu)], ids=["cpu", "cuda"])
+def streaming(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Residency:
+    """A policy that streams; on a CPU to other memory of the CPU."""
+    device: torch.device = request.param
+    if device == CPU:
+        monkeypatch.setattr(memory, "_page_locked", lambda size: torch.empty(size, dtype=torch.uint8))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: NoStream())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: NoStream())
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     residency = Residency(GPU, resident=False)
-    residency.settle(model)
+    residency.device = device
+    return residency
+
+
+def test_streamed_weights_compute_the_same(small_segments: None, streaming: Residency) -> None:
+    device, model = streaming.device, Network()
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = model.to(device)(x)
+    model.cpu()
+    streaming.settle(model)
+    resting = [t.data_ptr() for t in memory._tensors(model)]
     for _ in range(3):
-        with torch.inference_mode(), residency.resident(model):
-            assert torch.equal(model(x.cuda()), expected)
-            assert torch.equal(model(x.cuda()), expected)
-        assert not any(t.is_cuda for t in memory._tensors(model))
+        with torch.inference_mode(), streaming.resident(model):
+            assert all(t.data_ptr() != at for t, at in zip(memory._tensors(model), resting, strict=True))
+            assert torch.equal(model(x), expected)
+            assert torch.equal(model(x), expected)
+        assert [t.data_ptr() for t in memory._tensors(model)] == resting
         assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.gpu
-def test_streamed_weights_go_back_after_an_error() -> None:
+def test_streamed_weights_go_back_after_an_error(streaming: Residency) -> None:
     model = Network()
-    residency = Residency(GPU, resident=False)
-    residency.settle(model)
-    before = torch.cuda.memory_allocated()
-    wrong = torch.zeros(1, 3, device=GPU)
-    with pytest.raises(RuntimeError, match="must match"), residency.resident(model):
+    streaming.settle(model)
+    resting = [t.data_ptr() for t in memory._tensors(model)]
+    wrong = torch.zeros(1, 3, device=streaming.device)
+    with pytest.raises(RuntimeError, match="must match"), streaming.resident(model):
         model(wrong)
-    gc.collect()
-    del wrong
-    assert torch.cuda.memory_allocated() == before
-    assert not any(t.is_cuda for t in memory._tensors(model))
+    assert [t.data_ptr() for t in memory._tensors(model)] == resting
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.gpu

@@ -81,9 +81,10 @@ def fits(weights: int, device: torch.device, gpu_memory: float | None) -> bool:
 
 def limit_memory(device: torch.device, gpu_memory: float) -> None:
     """Keep this process within ``gpu_memory`` GiB of the GPU, what is outside torch included."""
-    total = torch.cuda.get_device_properties(device).total_memory
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
     share = (gpu_memory * GIB - OUTSIDE_TORCH) / total
-    torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), device)
+    torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), index)
 
 
 def weight_bytes(models: Iterable[nn.Module]) -> int:

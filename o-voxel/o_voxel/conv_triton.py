@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     def jit(body: _Function) -> Any: ...
 
     tl: Any
-    constexpr = Any
 else:
     import triton.language as tl
     from triton import jit
-
-    constexpr = tl.constexpr
 
 
 def convolve(feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
@@ -61,32 +58,32 @@ def convolve(feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first:
             WHOLE=channels % depth == 0,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             num_warps=8 if columns == 128 else 4,
-            num_stages=4 if feats.itemsize == 2 else 2,
+            num_stages=3 if feats.itemsize == 2 else 2,
         )
     return out
 
 
 @jit
-def _convolve(
-    feats: Any,  # (N, channels)
-    weight: Any,  # (outputs, 27, channels)
-    bias: Any,
-    neighbors: Any,  # (27, N)
-    order: Any,
-    taps: Any,  # (tiles, 27)
-    tap_counts: Any,
-    out: Any,  # (last - first, outputs)
-    first: Any,
-    last: Any,
-    count: Any,
-    channels: Any,
-    outputs: Any,
-    TILE: constexpr,
-    COLUMNS: constexpr,
-    DEPTH: constexpr,
-    WHOLE: constexpr,
-    PRECISION: constexpr,
-) -> None:
+def _convolve(  # type: ignore[no-untyped-def]  # Triton compiles annotations as well
+    feats,  # (N, channels)
+    weight,  # (outputs, 27, channels)
+    bias,
+    neighbors,  # (27, N)
+    order,
+    taps,  # (tiles, 27)
+    tap_counts,
+    out,  # (last - first, outputs)
+    first,
+    last,
+    count,
+    channels,
+    outputs,
+    TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     # The blocks of one tile run side by side and share what they gather in the cache.
     blocks = tl.cdiv(outputs, COLUMNS)
     tile = first // TILE + tl.program_id(0) // blocks
