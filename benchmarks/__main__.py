@@ -25,9 +25,12 @@ from typing import Any
 
 import torch
 
+from trellis2.options import GenerateOptions
+from trellis2.pipeline import PRESETS
+
 from . import measure, original, ours, report
 from .forced import reduced
-from .measure import GIB, say
+from .measure import say
 from .models import random_checkpoint
 from .scene import Scene
 
@@ -36,16 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     results = _read(options.json)
-    if options.cap is not None and not options.inside:
-        return _capped(options)
     if options.original:
         return original.run(options, lambda facts, runs: _merge(options.json, results, facts, runs))
-    # Asked before torch makes its context on the GPU, which belongs to what is measured.
-    used = measure.device_used() if not options.inside else None
-    baseline = used[0] if used and used[1] == "NVML" else 0
+    if options.cap is not None and not options.inside:
+        return _capped(options)
+    baseline = measure.device_baseline(options.cap if options.inside else None)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if options.inside and device.type == "cuda":
-        baseline = torch.cuda.get_device_properties(device).total_memory - int(options.cap * GIB)
     facts = measure.machine(device)
     rate = measure.matmul_rate(device)
     facts["matmul_teraflops"] = rate / 1e12
@@ -77,11 +76,11 @@ def _one(
     }
     wishes = {**(ours.small_options() if options.small else {}), "pipeline_type": preset}
     try:
-        scene = Scene(ours.PRESETS[preset].resolution, pipeline.device)
+        scene = Scene(PRESETS[preset].resolution, pipeline.device)
         run |= ours.measure(
             pipeline,
             scene,
-            ours.GenerateOptions(**wishes),
+            GenerateOptions(**wishes),
             folder,
             repeats=options.repeats,
             stages=options.stages,
@@ -90,7 +89,7 @@ def _one(
             baseline=baseline,
             small=options.small,
         )
-        if options.cap is not None and baseline:
+        if options.cap is not None:
             run["within_cap"] = run["peak_device_gib"] <= options.cap
     except Exception as error:  # the other presets are still worth measuring
         traceback.print_exc()
@@ -142,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    presets = list(ours.PRESETS)
+    presets = list(PRESETS)
     parser.add_argument("--presets", nargs="+", default=presets, choices=presets)
     parser.add_argument("--repeats", type=int, default=3, help="runs that count, after one to warm up")
     parser.add_argument("--residency", choices=ours.RESIDENCIES, default="auto", help="where weights rest")

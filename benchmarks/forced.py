@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -19,6 +20,7 @@ from trellis2.models.voxel_vae import DualGrid
 from trellis2.pipeline import PRESETS, Pipeline, Preset
 from trellis2.voxels import Grid, Refinement, Voxels
 
+from .measure import synchronise
 from .scene import Scene, Subdivision
 
 SMALLER = 8
@@ -100,6 +102,19 @@ def forced(scene: Scene, preset: Preset) -> Iterator[None]:
         ):
             stack.enter_context(patch.object(owner, name, value))
         yield
+
+
+def injection_seconds(scene: Scene) -> float:
+    """What the copies of one decoding take that the networks alone would not."""
+    fields = scene.fields(scene.resolution // trellis2.pipeline.LATENT_STRIDE)
+    targets = [fields.offsets.float(), fields.crossed.clone(), fields.material.float()]
+    synchronise()
+    start = time.perf_counter()
+    for target, source in zip(targets, (fields.offsets, fields.crossed, fields.material), strict=True):
+        target.copy_(source)
+    targets[2].div_(255)
+    synchronise()
+    return time.perf_counter() - start
 
 
 def _prepare(scene: Scene, preset: Preset) -> None:

@@ -82,6 +82,22 @@ def device_used() -> tuple[int, str] | None:
     return None
 
 
+def device_baseline(cap_gib: float | None) -> int:
+    """Bytes of the GPU that belong to others: to be asked before torch makes its own context there.
+
+    cap_gib: what a ``balloon`` leaves, where there is one.
+    """
+    with suppress(ImportError):
+        import pynvml  # noqa: F401
+
+        used = device_used()
+        if used is not None and used[1] == "NVML":
+            return used[0]
+    if cap_gib is not None and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1] - int(cap_gib * GIB)
+    return 0
+
+
 def _nvml_handle() -> Any:
     """NVML counts all GPUs of the machine, whatever CUDA_VISIBLE_DEVICES says; ask by the visible one's identity."""
     import pynvml

@@ -13,7 +13,6 @@ import av
 import torch
 from o_voxel.closest import Surface
 from o_voxel.repair import fill_holes
-from PIL import Image, ImageDraw
 
 import trellis2.bake
 import trellis2.pipeline
@@ -26,10 +25,10 @@ from trellis2.options import GenerateOptions
 from trellis2.pipeline import PRESETS, Pipeline
 from trellis2.render import turntable
 
-from .forced import forced
+from .forced import forced, injection_seconds
 from .measure import Gauge, Stopwatch, summary, synchronise
 from .models import configurations, evaluations, flow_flops
-from .scene import Scene
+from .scene import Scene, picture
 
 RESIDENCIES = ("auto", "resident", "streamed")
 PUBLISHED_TEXTURE_CFG = 1.0
@@ -49,15 +48,6 @@ BAKE_STEPS = (
     "fill_gaps",
     "_with_normals",
 )
-
-
-def picture() -> Image.Image:
-    """An object with transparency around it, so that no background has to be removed."""
-    image = Image.new("RGBA", (1024, 1024), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((150, 100, 870, 920), fill=(200, 120, 40, 255))
-    draw.rectangle((420, 300, 700, 640), fill=(40, 90, 180, 255))
-    return image
 
 
 def make_pipeline(checkpoint: Checkpoint, device: torch.device, residency: str, cap: float | None) -> Pipeline:
@@ -94,6 +84,7 @@ def measure(
     record: dict[str, Any] = {"preset": options.pipeline_type}
     with forced(scene, preset):
         record["injected_mib"] = scene.device_bytes / 2**20
+        record["injection_seconds"] = injection_seconds(scene)
         record |= _whole(pipeline, options, folder, repeats, files, baseline)
         if stages:
             record |= _stages(pipeline, options, folder, repeats, files)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 SIZE = 0.883
@@ -57,6 +58,15 @@ def distance(points: Tensor) -> Tensor:
             inner = outside + torch.maximum(torch.maximum(dx, dy), dz).clamp_max(0)
         nearest = torch.minimum(nearest, inner)
     return nearest * SIZE
+
+
+def picture() -> Image.Image:
+    """An object with transparency around it, so that no background has to be removed."""
+    image = Image.new("RGBA", (1024, 1024), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((150, 100, 870, 920), fill=(200, 120, 40, 255))
+    draw.rectangle((420, 300, 700, 640), fill=(40, 90, 180, 255))
+    return image
 
 
 class Scene:
