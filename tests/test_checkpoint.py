@@ -6,18 +6,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny import MODELS
 
-from trellis2.checkpoint import MODEL_NAMES, build_model, load_checkpoint
+from trellis2.checkpoint import DEFAULT_MATTING, MODEL_NAMES, build_model, load_checkpoint, load_matting
 from trellis2.errors import CheckpointError
 from trellis2.layers import SparseConv3d
+from trellis2.models.matting import BiRefNet, MattingConfig
 
 
 @pytest.fixture
@@ -299,3 +301,122 @@ def test_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fake_hub(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match=r"owner/name .*cannot be reached"):
         load_checkpoint("owner/name")
+
+
+# --- matting ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def matting_state() -> dict[str, torch.Tensor]:
+    """What a published file holds, at toy size: float16 weights, and what only training needs."""
+    with torch.device("meta"):
+        model = BiRefNet(MattingConfig(embed_dim=8, depths=(2, 2, 1, 2), heads=(1, 2, 4, 8), window=3))
+    state = {key: torch.full(value.shape, 0.1, dtype=torch.float16) for key, value in model.state_dict().items()}
+    return state | {key: torch.ones(1, dtype=torch.int64) for key in model.unused_keys()}
+
+
+def write_matting(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    folder.mkdir(parents=True)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_matting_network(tmp_path: Path, matting_state: dict[str, torch.Tensor]) -> None:
+    folder = write_matting(tmp_path / "BiRefNet", matting_state)
+    network = load_matting(folder)
+    assert network.config == MattingConfig(embed_dim=8, depths=(2, 2, 1, 2), heads=(1, 2, 4, 8), window=3)
+    assert not network.training
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, matting_state[name].float()), name
+    assert not any(p.is_meta or p.requires_grad for p in network.parameters())
+    half = load_matting(folder, dtype=torch.float16)
+    assert half.decoder.conv_out1[0].weight.dtype == torch.float16  # type: ignore[union-attr]
+    assert half.squeeze_module[0].bn_in.running_var.dtype == torch.float32  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("folder", "by_column"),
+    [
+        ("BiRefNet", False),
+        ("RMBG-2.0", True),
+        ("rmbg-2.0", True),
+        ("models--briaai--RMBG-2.0/snapshots/5df4c9c", True),
+        ("models--ZhengPeng7--BiRefNet/snapshots/e2bf8e4", False),
+        ("RMBG-2.0/and/BiRefNet", False),
+    ],
+)
+def test_order_of_tiles_follows_the_repository(
+    tmp_path: Path, matting_state: dict[str, torch.Tensor], folder: str, by_column: bool
+) -> None:
+    network = load_matting(write_matting(tmp_path / folder, matting_state))
+    assert network.decoder.tiles_by_column == by_column
+
+
+@pytest.mark.parametrize("name", [DEFAULT_MATTING, "briaai/RMBG-2.0"])
+def test_matting_network_from_the_hub(
+    tmp_path: Path, matting_state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_matting(tmp_path / name, matting_state)
+    asked = fake_hub(tmp_path, monkeypatch)
+    assert load_matting(name).config.tiles_by_column == (name == "briaai/RMBG-2.0")
+    assert asked == [(name, "model.safetensors")]  # no code, no configuration
+
+
+def _without(*keys: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda state: [state.pop(key) for key in keys]
+
+
+TABLE = "bb.layers.2.blocks.0.attn.relative_position_bias_table"
+MATTING_DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "missing": (_without("decoder.conv_out1.0.bias"), r"missing decoder\.conv_out1\.0\.bias"),
+    "extra": (lambda s: s.update(surprise=torch.zeros(1)), "unknown surprise"),
+    "extra like a known one": (
+        lambda s: s.update({"decoder.conv_ms_spvn_5.weight": torch.zeros(1)}),
+        r"unknown decoder\.conv_ms_spvn_5\.weight",
+    ),
+    "shape": (
+        lambda s: s.update({"squeeze_module.0.bn_in.bias": torch.zeros(3)}),
+        r"squeeze_module\.0\.bn_in\.bias is \(3,\) instead of \(64,\)",
+    ),
+    "no stage": (_without(TABLE), f"missing '{TABLE}'"),
+    "flat table": (lambda s: s.update({TABLE: torch.zeros(25)}), "out of range"),
+    "another network": (lambda s: [s.clear(), s.update(a=torch.zeros(1))], r"missing 'bb\.layers\.0"),
+}
+
+
+@pytest.mark.parametrize("damage", MATTING_DAMAGES)
+def test_damaged_matting_network(tmp_path: Path, matting_state: dict[str, torch.Tensor], damage: str) -> None:
+    change, problem = MATTING_DAMAGES[damage]
+    state = dict(matting_state)
+    change(state)
+    path = write_matting(tmp_path / "model", state)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"model\.safetensors is not a BiRefNet: .*{problem}.*; use that of ZhengPeng7/BiRefNet\.",
+    ):
+        load_matting(path)
+
+
+def test_matting_network_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; .* fetch it again"):
+        load_matting(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .*; fetch it again"):
+        load_matting(tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither a folder nor a hub id .* holds model\.safetensors\."):
+        load_matting("nowhere")
+    fake_hub(tmp_path, monkeypatch)
+    with pytest.raises(
+        CheckpointError, match=r"ZhengPeng7/BiRefNet has no model\.safetensors, or it cannot be reached"
+    ):
+        load_matting()
+
+
+def test_matting_network_whose_terms_are_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(repository: str, path: str) -> str:
+        response: Any = SimpleNamespace(headers={}, request=None, status_code=403)
+        raise GatedRepoError("403", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(CheckpointError, match=r"briaai/RMBG-2\.0 is gated; accept its terms .* token\."):
+        load_matting("briaai/RMBG-2.0")

@@ -489,6 +489,21 @@ def test_without_preprocessing_the_picture_stays_as_it_is() -> None:
     assert intersection_over_union(np.asarray(prepared.cutout.getchannel("A")) / np.float32(255), mask) > 0.97
 
 
+def test_a_cutout_that_nobody_wants_is_not_made() -> None:
+    def matting(rgb: Image.Image) -> Image.Image:
+        raise AssertionError("asked for the background")
+
+    picture, _ = scene("white", 200)
+    prepared = prepare(picture, preprocess=False, cutout=False, matting=matting)
+    assert prepared.rgb.tobytes() == picture.tobytes()
+    assert prepared.cutout is None
+    assert prepared.warnings == ()
+    # With preprocessing it has to be made, and where there is alpha it is there already.
+    assert prepare(picture, cutout=False).cutout is not None
+    transparent = disc()
+    assert prepare(transparent, preprocess=False, cutout=False, matting=matting).cutout is transparent
+
+
 def test_without_preprocessing_hidden_colours_stay_hidden() -> None:
     image = disc()
     prepared = prepare(image, preprocess=False)

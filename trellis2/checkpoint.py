@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .models.conditioning import DINOV2_REPOSITORIES, ImageEncoder, load_image_encoder
 from .models.flow import Flow, FlowConfig
+from .models.matting import BiRefNet, MattingConfig
 from .models.structure_vae import StructureDecoder, StructureEncoder, StructureVaeConfig
 from .models.voxel_vae import VoxelDecoder, VoxelEncoder, VoxelVaeConfig
 from .sampling import SamplerOptions
@@ -36,6 +37,10 @@ MODEL_NAMES = (
     "tex_slat_flow_model_1024",
     "tex_slat_decoder",
 )
+DEFAULT_MATTING = "ZhengPeng7/BiRefNet"
+"""The network that cuts objects out of pictures; MIT licence."""
+MATTING_WEIGHTS = "model.safetensors"
+
 DERIVED_KEYS = {"rope_phases"}
 TRAINING_KEYS = {"use_checkpoint", "initialization"}
 
@@ -50,7 +55,10 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that pipeline.json names, loaded. ``source``: the folder or hub id it came from."""
+    """Everything that pipeline.json names, loaded, but for the network that removes backgrounds.
+
+    source: the folder or hub id it came from. removes_background: whether pipeline.json names such a network.
+    """
 
     source: str
     models: Mapping[str, nn.Module]
@@ -60,6 +68,7 @@ class Checkpoint:
     texture_sampler: SamplerOptions
     shape_normalization: Normalization
     texture_normalization: Normalization
+    removes_background: bool
     untrained: bool
 
 
@@ -74,13 +83,17 @@ class ModelFiles:
 class Source:
     """Where a checkpoint's files are: a folder or a hub repository."""
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: str | Path, holds: str = "pipeline.json") -> None:
+        """model: folder or hub id. holds: the file by which a folder is known, for the message.
+
+        Raises CheckpointError where it is neither.
+        """
         self.name = str(model)
         self.folder = Path(model) if Path(model).is_dir() else None
         if self.folder is None and not _is_hub_id(self.name):
             raise CheckpointError(
                 f"Model {self.name!r} is neither a folder nor a hub id like 'owner/name'; "
-                "pass the folder that holds pipeline.json."
+                f"pass the folder that holds {holds}."
             )
 
     def file(self, path: str) -> Path:
@@ -144,6 +157,7 @@ def load_checkpoint(model: str | Path, *, dtype: torch.dtype | None = None) -> C
         texture_sampler=samplers[2],
         shape_normalization=normalizations[0],
         texture_normalization=normalizations[1],
+        removes_background="rembg_model" in args,
         untrained=bool(config.get("untrained", False)),
     )
 
@@ -155,10 +169,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module
         model = build_model(config["name"], config["args"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{files.config} is not usable: {error}.") from error
-    try:
-        state = load_file(files.weights)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{files.weights} is damaged ({error}); fetch it again.") from error
+    state = _read_weights(files.weights)
     if dtype is not None:
         model.set_dtype(dtype)  # type: ignore[operator]
     try:
@@ -166,6 +177,30 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module
     except ValueError as error:
         raise CheckpointError(f"{files.weights} does not fit {files.config.name}: {error}.") from error
     return model
+
+
+def load_matting(model: str | Path = DEFAULT_MATTING, *, dtype: torch.dtype = torch.float32) -> BiRefNet:
+    """Load a BiRefNet, as published (``model.safetensors``), into host memory; none of a hub's code is run.
+
+    model: a folder or a hub id: ZhengPeng7/BiRefNet or one of its kin, or briaai/RMBG-2.0. The latter's weights are
+    made for another order of tiles, which only its name tells: a copy of it has to be in a folder "RMBG-2.0" or in
+    the hub's cache. dtype: to compute in; float16 halves the memory and is for GPUs.
+    Raises CheckpointError naming the file and what is wrong with it.
+    """
+    source = Source(model, MATTING_WEIGHTS)
+    path = source.file(MATTING_WEIGHTS)
+    state = _read_weights(path)
+    try:
+        config = MattingConfig.of_file(state, tiles_by_column=_repository(path).lower().endswith("rmbg-2.0"))
+        with torch.device("meta"):
+            network = BiRefNet(config).eval()
+        network.set_dtype(dtype)
+        unused = network.unused_keys()
+        fill_model(network, {key: value for key, value in state.items() if key not in unused})
+    except (KeyError, IndexError, ValueError) as error:
+        problem = f"missing {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path} is not a BiRefNet: {problem}; use that of {DEFAULT_MATTING}.") from error
+    return network
 
 
 def build_model(name: str, args: Mapping[str, Any]) -> nn.Module:
@@ -198,6 +233,13 @@ def fill_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     cast = {key: state[key].to(value.dtype) for key, value in wanted.items()}
     model.load_state_dict(cast, strict=True, assign=True)
     model.requires_grad_(False)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fetch it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -313,6 +355,12 @@ def _image_encoder(source: Source, entry: Mapping[str, Any]) -> ImageEncoder:
             f"The image encoder {where!r} cannot be loaded ({str(error).splitlines()[0]}); "
             "accept its terms on the hub and log in, or put its folder into the checkpoint."
         ) from error
+
+
+def _repository(path: Path) -> str:
+    """The folder of a file; in the hub's cache, where it is owner--name/snapshots/revision, the owner and name."""
+    folder = path.parent.resolve()
+    return folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
 
 
 def _is_hub_id(name: str) -> bool:

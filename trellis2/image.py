@@ -41,7 +41,7 @@ class Prepared:
     """A picture, ready for the model.
 
     rgb: RGB picture that the image encoder sees. cutout: the same picture with its background transparent (RGBA,
-    straight alpha), None where no object was found. warnings: sentences for the user.
+    straight alpha), None where no object was found or nobody wanted it. warnings: sentences for the user.
     """
 
     rgb: Image.Image
@@ -73,12 +73,16 @@ def open_image(source: ImageSource) -> Image.Image:
         raise InputError(f"{label} is damaged or cut short; save it again as PNG or JPEG ({error}).") from error
 
 
-def prepare(image: Image.Image, *, preprocess: bool = True, matting: Matting | None = None) -> Prepared:
+def prepare(
+    image: Image.Image, *, preprocess: bool = True, cutout: bool = True, matting: Matting | None = None
+) -> Prepared:
     """Make the model's view of a picture from ``open_image``.
 
     preprocess: see ``remove_background``. Without it the picture is used as it is, in its own size and shape, and the
     cut-out has them too. If it has alpha, its colours are used and alpha is not, as the original's image encoder does
     by ``convert("RGB")`` after resizing: fully transparent pixels come out black, whatever colour hides in them.
+    cutout: whether the cut-out is wanted for itself; False leaves it out where nothing else needs the background
+    removed, which is an opaque picture without ``preprocess``. matting: see ``remove_background``.
     Raises InputError where there is nothing to see: a transparent or single-coloured picture, or no object.
     """
     _require_content(image)
@@ -88,10 +92,12 @@ def prepare(image: Image.Image, *, preprocess: bool = True, matting: Matting | N
         # To premultiplied alpha and back, which is what a resize does to hidden colours.
         return Prepared(image.convert("RGBa").convert("RGBA").convert("RGB"), image, ())
     rgb = image.convert("RGB")
-    cutout, warnings = _matted(rgb, matting)
-    if not (_alpha(cutout) > _SOLID).any():
+    if not cutout:
         return Prepared(rgb, None, ())
-    return Prepared(rgb, cutout, warnings)
+    matted, warnings = _matted(rgb, matting)
+    if not (_alpha(matted) > _SOLID).any():
+        return Prepared(rgb, None, ())
+    return Prepared(rgb, matted, warnings)
 
 
 def remove_background(image: Image.Image, matting: Matting | None = None) -> Prepared:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ _PATCH = 4  # pixels to a token's side
 _WIDTH = 64  # channels inside a decoder block
 _BRANCH = 256  # channels of each of its parallel convolutions
 _EDGE = 16  # channels from which the gate of a level is computed
+_TABLE = "relative_position_bias_table"
 _GATHERED = 2**24  # values that deform_conv2d reads at a time
 
 
@@ -45,10 +47,25 @@ class MattingConfig:
     """
 
     embed_dim: int = 192
-    depths: tuple[int, int, int, int] = (2, 2, 18, 2)
-    heads: tuple[int, int, int, int] = (6, 12, 24, 48)
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    heads: tuple[int, ...] = (6, 12, 24, 48)
     window: int = 12
     tiles_by_column: bool = False
+
+    @classmethod
+    def of_file(cls, state: Mapping[str, Tensor], *, tiles_by_column: bool) -> MattingConfig:
+        """Read off the tensors of a file.  Raises KeyError naming the one that is missing."""
+        blocks = [
+            [key for key in state if key.startswith(f"bb.layers.{stage}.") and _TABLE in key] for stage in range(4)
+        ]
+        tables = [state[f"bb.layers.{stage}.blocks.0.attn.{_TABLE}"] for stage in range(4)]
+        return cls(
+            embed_dim=len(state["bb.patch_embed.proj.weight"]),
+            depths=tuple(len(keys) for keys in blocks),
+            heads=tuple(table.shape[1] for table in tables),
+            window=(math.isqrt(len(tables[0])) + 1) // 2,
+            tiles_by_column=tiles_by_column,
+        )
 
 
 class BatchNorm(nn.Module):
