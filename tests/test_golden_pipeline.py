@@ -59,6 +59,7 @@ def recorded_pipeline(meta: dict[str, Any], tensors: dict[str, Tensor], device: 
         texture_sampler=sampler("tex"),
         shape_normalization=normalization("shape"),
         texture_normalization=normalization("tex"),
+        removes_background=False,
         untrained=True,
     )
     return Pipeline(checkpoint, device, low_vram=False)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 from trellis2.errors import Cancelled, CapacityError, CheckpointError, InputError
+from trellis2.models import matting
+from trellis2.models.matting import BiRefNet, MattingConfig
 from trellis2.options import GenerateOptions
 from trellis2.pipeline import PRESETS, Files, Generation, Pipeline, structure_grid
 from trellis2.voxels import Grid, Voxels
@@ -212,6 +215,41 @@ def test_out_of_memory_names_the_smaller_choice(pipeline: Pipeline) -> None:
 
     with pytest.raises(CapacityError, match=r"pipeline_type='512'.*choose a smaller"):
         pipeline.generate(picture(), options(), exhaust)
+
+
+def test_matting_network_is_loaded_when_a_picture_needs_it(
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny_matting()
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setenv("TRELLIS2_MATTING", str(tmp_path))
+    monkeypatch.setattr(matting, "SIDE", 128)
+    pipeline = Pipeline.from_pretrained(checkpoint_folder, device="cpu")
+    pipeline.generate(picture(), options())
+    assert pipeline._matting is None
+    opaque = Image.new("RGB", (96, 64), (240, 240, 240))
+    ImageDraw.Draw(opaque).ellipse((20, 10, 70, 50), fill=(200, 30, 40))
+    for _ in range(2):
+        found = pipeline.generate(opaque, options(preprocess_image=False, return_no_background=True))
+        assert found.cutout is not None
+        alpha = np.asarray(found.cutout.getchannel("A"))
+        assert np.array_equal(alpha, np.asarray(network.matte(opaque)))
+        assert alpha.std() > 0
+    assert pipeline.generate(opaque, options(preprocess_image=False)).cutout is None
+    by_colour = Pipeline.from_pretrained(checkpoint_folder, device="cpu", matting="none")
+    assert by_colour.generate(opaque, options()).cutout is not None
+    assert by_colour._matting is None
+
+
+def tiny_matting() -> BiRefNet:
+    torch.manual_seed(0)
+    network = BiRefNet(MattingConfig(embed_dim=16, depths=(2, 2, 4, 2), heads=(1, 2, 4, 8), window=5)).eval()
+    for name, value in network.state_dict().items():
+        value.normal_(0.0, 0.1)
+        if name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
+            value.fill_(1.0)
+    network.state_dict()["decoder.conv_out1.0.bias"].fill_(3.0)  # most of it is object
+    return network.requires_grad_(False)
 
 
 @pytest.mark.parametrize("value", ["plenty", "1.5", "inf", "nan"])

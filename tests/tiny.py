@@ -116,7 +116,6 @@ def tiny_checkpoint(folder: Path) -> Path:
             "shape_slat_normalization": normalization,
             "tex_slat_normalization": normalization,
             "image_cond_model": {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3"}},
-            "rembg_model": {"name": "BiRefNet", "args": {"model_name": "briaai/RMBG-2.0"}},
             "default_pipeline_type": "1024_cascade",
         },
         "untrained": True,

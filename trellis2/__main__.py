@@ -110,6 +110,12 @@ def _add_generate(commands: Any) -> None:
         type=float,
         help="stay within this much GPU memory (default: $TRELLIS2_GPU_MEMORY, else all that is free)",
     )
+    parser.add_argument(
+        "--matting",
+        metavar="FOLDER_OR_HUB_ID",
+        help="network that removes backgrounds, or none to remove them by colour (default: $TRELLIS2_MATTING, "
+        "else ZhengPeng7/BiRefNet, or none where the checkpoint has none)",
+    )
     parser.add_argument("--json", action="store_true", help="write the result to standard output as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no warnings")
     documented = parser.add_argument_group("what to generate")
@@ -168,7 +174,11 @@ def _generate(arguments: argparse.Namespace) -> None:
 
         _require_device(arguments.device)
         pipeline = Pipeline.from_pretrained(
-            arguments.model, device=arguments.device, low_vram=arguments.low_vram, gpu_memory=arguments.gpu_memory
+            arguments.model,
+            device=arguments.device,
+            low_vram=arguments.low_vram,
+            gpu_memory=arguments.gpu_memory,
+            matting=arguments.matting,
         )
         files = pipeline.run(image, options, arguments.out, on_progress)
     result = {**asdict(files), "seconds": round(perf_counter() - started, 3)}

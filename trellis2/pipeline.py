@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from .bake import bake
-from .checkpoint import Checkpoint, Normalization, load_checkpoint
+from .checkpoint import DEFAULT_MATTING, Checkpoint, Normalization, load_checkpoint, load_matting
 from .errors import CapacityError, CheckpointError, InputError
 from .export import write_glb, write_png, write_video
 from .image import ImageSource, open_image, prepare
 from .memory import Residency, fits, limit_memory, weight_bytes
 from .mesh import Asset, MaterialVoxels, Mesh, MeshStatistics
+from .models.matting import BiRefNet
 from .models.voxel_vae import dual_grid_fields
 from .options import GenerateOptions
 from .progress import OnProgress, OnStep, Progress, ignore_step
@@ -42,6 +43,8 @@ PUBLISHED_MODEL = "microsoft/TRELLIS.2-4B"
 EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "weights" / "embedded"
 MODEL_VARIABLE = "TRELLIS2_MODEL"
 MEMORY_VARIABLE = "TRELLIS2_GPU_MEMORY"
+MATTING_VARIABLE = "TRELLIS2_MATTING"
+NO_MATTING = "none"
 
 LATENT_STRIDE = 16  # voxels of the surface per latent voxel, along each axis
 CASCADE_START = 512  # resolution whose shape flow starts a cascade
@@ -117,10 +120,13 @@ class Pipeline:
         *,
         low_vram: bool = True,
         gpu_memory: float | None = None,
+        matting: str | Path | None = None,
     ) -> None:
-        """See ``from_pretrained`` for the arguments."""
+        """See ``from_pretrained`` for the arguments; matting: None for none."""
         self.checkpoint = checkpoint
         self.device = device
+        self._matting_source = matting
+        self._matting: BiRefNet | None = None
         models = [*checkpoint.models.values(), checkpoint.image_encoder]
         self.residency = Residency(device, resident=not low_vram or fits(weight_bytes(models), device, gpu_memory))
         if gpu_memory is not None and device.type != "cpu":
@@ -136,6 +142,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         low_vram: bool = True,
         gpu_memory: float | None = None,
+        matting: str | Path | None = None,
     ) -> Pipeline:
         """Load a checkpoint.
 
@@ -143,7 +150,11 @@ class Pipeline:
         found and the embedded one where not. device: None takes the GPU where there is one.
         low_vram: where not all networks fit on the GPU at once, keep them in host memory and copy each there while it
         computes; False keeps all of them there, fit or not. gpu_memory: GiB of GPU memory to stay within; None takes
-        the environment's TRELLIS2_GPU_MEMORY, else all that is free.  Raises CheckpointError and InputError.
+        the environment's TRELLIS2_GPU_MEMORY, else all that is free.
+        matting: folder or hub id of the network that removes backgrounds, loaded when the first picture needs it:
+        ZhengPeng7/BiRefNet or one of its kin, briaai/RMBG-2.0, or "none" to remove them by colour. None takes the
+        environment's TRELLIS2_MATTING, else the first of these, or none where the checkpoint has none.
+        Raises CheckpointError and InputError.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = model or os.environ.get(MODEL_VARIABLE)
@@ -159,7 +170,16 @@ class Pipeline:
                 checkpoint.source,
                 MODEL_VARIABLE,
             )
-        return cls(checkpoint, target, low_vram=low_vram, gpu_memory=limit)
+        remover = matting or os.environ.get(MATTING_VARIABLE)
+        if not remover:
+            remover = DEFAULT_MATTING if checkpoint.removes_background else NO_MATTING
+        return cls(
+            checkpoint,
+            target,
+            low_vram=low_vram,
+            gpu_memory=limit,
+            matting=None if remover == NO_MATTING else remover,
+        )
 
     def run(
         self,
@@ -250,7 +270,12 @@ class Pipeline:
         with _timed(timings, "prepare"):
             on_step = progress.stage("prepare")
             on_step(0, 1)
-            prepared = prepare(open_image(image), preprocess=options.preprocess_image)
+            prepared = prepare(
+                open_image(image),
+                preprocess=options.preprocess_image,
+                cutout=options.return_no_background,
+                matting=None if self._matting_source is None else self._matte,
+            )
             on_step(1, 1)
         for warning in prepared.warnings:
             logger.warning("%s", warning)
@@ -282,6 +307,17 @@ class Pipeline:
         with _timed(timings, "decode"):
             asset = self.decode(shape, texture, resolution, progress.stage("decode"))
         return Generation(asset, prepared.cutout, seed, timings, prepared.warnings)
+
+    def _matte(self, image: Image.Image) -> Image.Image:
+        """What is the object in an RGB picture, mode L."""
+        assert self._matting_source is not None
+        if self._matting is None:
+            dtype = torch.float32 if self.device.type == "cpu" else torch.float16
+            with torch.inference_mode(False):  # weights are to outlive this call
+                self._matting = load_matting(self._matting_source, dtype=dtype)
+                self.residency.settle(self._matting)
+        with self.residency.resident(self._matting):
+            return self._matting.matte(image)
 
     def condition(self, image: Image.Image, size: int) -> Tensor:
         """Image tokens (1, L, C) float32 of a square RGB picture at ``size`` pixels."""

@@ -679,7 +679,6 @@ def pipeline(names: list[str]) -> dict[str, Any]:
             "shape_slat_normalization": {"mean": LATENT_MEAN, "std": LATENT_STD},
             "tex_slat_normalization": {"mean": MATERIAL_MEAN, "std": MATERIAL_STD},
             "image_cond_model": {"name": "DinoV3FeatureExtractor", "args": {"model_name": "dinov3"}},
-            "rembg_model": {"name": "BiRefNet", "args": {"model_name": "briaai/RMBG-2.0"}},
             "default_pipeline_type": "1024_cascade",
         },
     }
