@@ -90,6 +90,20 @@ def test_convolution(asset: Asset, channels: int, outputs: int, dtype: torch.dty
     assert torch.equal(out, submanifold_conv3d(feats, plan, weight, bias))
 
 
+def test_gradients_of_the_convolution() -> None:
+    coords = batched((torch.rand(9, 9, 9, generator=torch.Generator().manual_seed(5)) < 0.4).nonzero())
+    feats = torch.randn(len(coords), 6, generator=torch.Generator().manual_seed(6))
+    weight, bias = (x.cpu() for x in kernel(6, 7, torch.float32))
+    wanted = torch.randn(len(coords), 7, generator=torch.Generator().manual_seed(7))
+    gradients = []
+    for device in ("cpu", "cuda"):
+        leaves = [x.detach().to(device).requires_grad_() for x in (feats, weight, bias)]
+        out = submanifold_conv3d(leaves[0], plan_conv(coords.to(device)), *leaves[1:])
+        gradients.append(torch.autograd.grad(out, leaves, wanted.to(device)))
+    for ours, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(ours.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_convolution_in_parts() -> None:
     n = 64
     coords = torch.cartesian_prod(torch.zeros(1), *[torch.arange(float(n))] * 3).int().cuda()

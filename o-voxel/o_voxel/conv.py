@@ -57,9 +57,10 @@ def submanifold_conv3d(
     if not 0 <= first <= last <= count or first % SEGMENT or (last % SEGMENT and last != count):
         raise ValueError(f"first={first} and last={last} must be multiples of {SEGMENT} in 0..{count}, or the end.")
     if feats.is_cuda:
-        from .conv_triton import convolve  # Triton comes with torch for CUDA only
+        from .conv_triton import Convolution  # Triton comes with torch for CUDA only
 
-        return convolve(feats, plan, weight, bias, first, last)
+        out: Tensor = Convolution.apply(feats, plan, weight, bias, first, last)
+        return out
     if feats.shape[1] <= _GATHER_CHANNELS:
         return _convolve_gathered(feats, plan.neighbors[:, first:last], weight, bias)
     return _convolve_by_tap(feats, plan.neighbors[:, first:last], weight, bias, first)
@@ -91,13 +92,12 @@ def _sorted_plan(neighbors: Tensor) -> ConvPlan:
 def _convolve_gathered(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])
     kernel = weight.flatten(1).T.contiguous()  # (27 Ci, Co)
-    out = feats.new_empty(neighbors.shape[1], len(weight))
-    for begin in range(0, len(out), _GATHER_ROWS):
-        rows = neighbors[:, begin : begin + _GATHER_ROWS].T
-        rows = torch.where(rows < 0, len(feats), rows)
-        gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
-        torch.addmm(bias, gathered, kernel, out=out[begin : begin + len(rows)])
-    return out
+    out = []
+    for columns in neighbors.split(_GATHER_ROWS, dim=1):
+        rows = torch.where(columns < 0, len(feats), columns).T
+        gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), len(kernel))
+        out.append(torch.addmm(bias, gathered, kernel))
+    return torch.cat(out)
 
 
 def _convolve_by_tap(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor, first: int) -> Tensor:

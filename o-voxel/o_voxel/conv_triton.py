@@ -21,8 +21,33 @@ else:
     from triton import jit
 
 
+class Convolution(torch.autograd.Function):
+    """``convolve`` with gradients for features, weight and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
+        ctx.save_for_backward(feats, weight)
+        ctx.plan, ctx.first, ctx.last = plan, first, last
+        return convolve(feats, plan, weight, bias, first, last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        feats, weight = ctx.saved_tensors
+        plan = ctx.plan
+        whole = gradient.new_zeros(len(feats), len(weight))
+        whole[ctx.first : ctx.last] = gradient
+        # Being a neighbour is mutual: what came in through a tap goes back through the opposite one.
+        back = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
+        to_feats = convolve(whole, plan, back, weight.new_zeros(len(back)), 0, len(feats))
+        to_weight = torch.zeros_like(weight).flatten(1, 3)
+        for tap, row in enumerate(plan.neighbors):
+            hit = row >= 0
+            to_weight[:, tap] = whole[plan.order[hit]].T @ feats[row[hit]]
+        return to_feats, None, to_weight.view_as(weight), gradient.sum(dim=0), None, None
+
+
 def convolve(feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
-    """``submanifold_conv3d`` of rows ``first`` to ``last``, whose arguments have been checked.
+    """``submanifold_conv3d`` of rows ``first`` to ``last``, whose arguments have been checked; without gradients.
 
     Half precision is multiplied on tensor cores and summed in float32; float32 is multiplied in TF32 where
     ``torch.backends.cuda.matmul.allow_tf32`` is set.  Other dtypes do not compile.

@@ -65,6 +65,19 @@ def test_convolution_equals_dense(channels: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 80], ids=["gathered", "by tap"])
+def test_gradients(channels: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    coords = random_coords(7, size=4)
+    shapes = ((len(coords), channels), (2, 3, 3, 3, channels), (2,))
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    wanted = torch.randn(len(coords), 2, generator=generator, dtype=torch.float64)
+    ours = submanifold_conv3d(leaves[0], plan_conv(coords), *leaves[1:])
+    reference = submanifold_conv3d_reference(leaves[0], neighbor_map(coords), *leaves[1:])
+    for a, b in zip(*(torch.autograd.grad(out, leaves, wanted) for out in (ours, reference)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("channels", [3, 80], ids=["gathered", "by tap"])
 def test_parts_are_parts_of_the_whole(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv, "SEGMENT", 32)
     generator = torch.Generator().manual_seed(2)
