@@ -156,6 +156,7 @@ def random_checkpoint(device: torch.device, small: bool = False) -> Checkpoint:
         texture_sampler=samplers["tex_slat"],
         shape_normalization=normalization,
         texture_normalization=normalization,
+        removes_background=False,
         untrained=True,
     )
 

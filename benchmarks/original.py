@@ -4,9 +4,9 @@
 
 It runs in a process of its own, whose module path begins with the checkout and the given folders, because two of its
 packages are named as ours.  Its dependencies are the user's to install, into this Python or into those folders:
-flex_gemm and its compiled o_voxel for everything, cumesh and nvdiffrast for the GLB, also nvdiffrec_render, utils3d and
-imageio for the video.  What needs a missing one is left out and named in the result.  Where flash_attn is missing,
-torch's own FlashAttention-2 takes its place.
+flex_gemm, easydict, torchvision and its compiled o_voxel for everything, cumesh and nvdiffrast for the GLB, also
+nvdiffrec_render, utils3d and imageio for the video.  What needs a missing one is left out and named in the result.
+Where flash_attn is missing, torch's own FlashAttention-2 takes its place.
 
 The original is imported, and its decisions are replaced by forward hooks as in ``benchmarks.forced``; its modules stay
 as they are.  Differences from a plain use of it are listed under "deviations" of each result.
@@ -46,9 +46,10 @@ PRESETS = {  # side of the structure, resolution, whether a cascade
     "1024_cascade": (32, 1024, True),
     "1536_cascade": (32, 1536, True),
 }
-OPTIONAL = ("cumesh", "nvdiffrast.torch", "nvdiffrec_render.light", "utils3d", "imageio", "plyfile", "easydict")
+OPTIONAL = ("cumesh", "nvdiffrast.torch", "nvdiffrec_render.light", "utils3d", "imageio", "plyfile")
 FOR_GLB = ("cumesh", "nvdiffrast.torch")
-FOR_VIDEO = (*FOR_GLB, "nvdiffrec_render.light", "utils3d", "imageio", "easydict")
+FOR_VIDEO = (*FOR_GLB, "nvdiffrec_render.light", "utils3d", "imageio")
+DEVICE = torch.device("cuda")
 BOX = [[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]]
 
 Merge = Callable[[dict[str, Any], list[dict[str, Any]]], None]
@@ -96,12 +97,11 @@ def worker() -> None:
     baseline = measure.device_baseline(wishes["cap"])
     deviations: list[str] = []
     missing = _imports(deviations)
-    device = torch.device("cuda")
-    facts = {"original_" + key: value for key, value in measure.machine(device).items() if key in ("device", "torch")}
-    facts["original_matmul_teraflops"] = measure.matmul_rate(device) / 1e12
+    facts = {"original_" + key: value for key, value in measure.machine(DEVICE).items() if key in ("device", "torch")}
+    facts["original_matmul_teraflops"] = measure.matmul_rate(DEVICE) / 1e12
     runs: list[dict[str, Any]] = []
     failed = False
-    pipeline = _pipeline(device, deviations)
+    pipeline = _pipeline(deviations)
     for residency in wishes["residencies"]:
         _settle(pipeline, residency)
         for preset in wishes["presets"]:
@@ -138,7 +138,8 @@ def _imports(deviations: list[str]) -> list[str]:
         except ImportError:
             missing.append(name)
             for part in (name.split(".")[0], name):
-                sys.modules.setdefault(part, MagicMock())
+                if sys.modules.get(part) is None:
+                    sys.modules[part] = MagicMock()
     try:
         importlib.import_module("flash_attn")
     except ImportError:
@@ -146,7 +147,7 @@ def _imports(deviations: list[str]) -> list[str]:
         deviations.append("flash_attn is missing: torch's FlashAttention-2 kernels are used")
     problems = []
     # The compiled part tells the original's o_voxel from ours, whose conversions go by the same names.
-    for name in ("flex_gemm", "o_voxel._C", "trellis2.pipelines.trellis2_image_to_3d"):
+    for name in ("flex_gemm", "o_voxel._C", "easydict", "trellis2.pipelines.trellis2_image_to_3d"):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -182,7 +183,7 @@ def _attention_stand_in() -> Any:
     return module
 
 
-def _pipeline(device: torch.device, deviations: list[str]) -> Any:
+def _pipeline(deviations: list[str]) -> Any:
     """The original's pipeline with random weights, all on the device."""
     models: Any = importlib.import_module("trellis2.models")
     samplers: Any = importlib.import_module("trellis2.pipelines.samplers")
@@ -190,11 +191,11 @@ def _pipeline(device: torch.device, deviations: list[str]) -> Any:
     kind: Any = importlib.import_module("trellis2.pipelines.trellis2_image_to_3d").Trellis2ImageTo3DPipeline
     networks = {}
     for number, (name, (network, args)) in enumerate(configurations().items()):
-        with torch.device(device):
+        with torch.device(DEVICE):
             model = getattr(models, network)(**args)
         randomise(model.named_parameters(), number)
         networks[name] = model.eval().requires_grad_(False)
-    encoder = random_image_encoder(device)
+    encoder = random_image_encoder(DEVICE)
     with patch.object(features.DINOv3ViTModel, "from_pretrained", lambda *_: encoder):
         extractor = features.DinoV3FeatureExtractor("random")
     if not hasattr(encoder, "layer"):
@@ -213,23 +214,22 @@ def _pipeline(device: torch.device, deviations: list[str]) -> Any:
         low_vram=False,
         **settings,
     )
-    pipeline.to(device)
+    pipeline.to(DEVICE)
     return pipeline
 
 
 def _settle(pipeline: Any, residency: str) -> None:
-    device = torch.device("cuda")
     for model in (*pipeline.models.values(), pipeline.image_cond_model):
-        model.to(device if residency == "resident" else torch.device("cpu"))
+        model.to(DEVICE if residency == "resident" else torch.device("cpu"))
     pipeline.low_vram = residency != "resident"
-    pipeline._device = device
+    pipeline._device = DEVICE
     torch.cuda.empty_cache()
 
 
 def _measure(
     pipeline: Any, preset: str, record: dict[str, Any], folder: Path, repeats: int, files: bool, baseline: int
 ) -> None:
-    scene = Scene(PRESETS[preset][1], torch.device("cuda"))
+    scene = Scene(PRESETS[preset][1], DEVICE)
     watch, published = Stopwatch(), Stopwatch()
     seconds = []
     asset = None
@@ -293,7 +293,7 @@ def _forced(pipeline: Any, scene: Scene, preset: str, missing: list[str]) -> Ite
         following[0] = Subdivision(scene, structure)
         upsample(slat, upsample_times)
         # The pipeline quantises these voxels of the coarse resolution to tokens: one in each token will do.
-        inside = ((scene.grid(fine).double() + 0.5) / fine * 512).floor().int()
+        inside = ((scene.grid(fine).double() + 0.5) / fine * 16 * structure).floor().int()
         return F.pad(inside, (1, 0))
 
     def begin(*_: Any) -> None:
@@ -424,7 +424,7 @@ def _video(asset: Any, record: dict[str, Any], folder: Path) -> None:
     renderers: Any = importlib.import_module("trellis2.renderers")
     utilities: Any = importlib.import_module("trellis2.utils.render_utils")
     imageio: Any = importlib.import_module("imageio")
-    height = torch.linspace(0, 1, 256, device="cuda")[:, None, None].expand(256, 512, 3)
+    height = torch.linspace(0, 1, 256, device=DEVICE)[:, None, None].expand(256, 512, 3)
     watch = Stopwatch()
     watch.new_round()
     with suppress(AttributeError):
