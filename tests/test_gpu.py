@@ -90,6 +90,7 @@ def test_convolution(asset: Asset, channels: int, outputs: int, dtype: torch.dty
     assert torch.equal(out, submanifold_conv3d(feats, plan, weight, bias))
 
 
+@torch.enable_grad()
 def test_gradients_of_the_convolution() -> None:
     coords = batched((torch.rand(9, 9, 9, generator=torch.Generator().manual_seed(5)) < 0.4).nonzero())
     feats = torch.randn(len(coords), 6, generator=torch.Generator().manual_seed(6))

@@ -64,6 +64,7 @@ def test_convolution_equals_dense(channels: int) -> None:
     torch.testing.assert_close(submanifold_conv3d_reference(feats, neighbor_map(coords), weight, bias), expected)
 
 
+@torch.enable_grad()
 @pytest.mark.parametrize("channels", [3, 80], ids=["gathered", "by tap"])
 def test_gradients(channels: int) -> None:
     generator = torch.Generator().manual_seed(3)
