@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from voxelise import bumpy_sphere, voxelise
 
 from trellis2.bake import bake
+from trellis2.layers import LayerNorm32, RMSNorm, rotary_phases
 from trellis2.mesh import Asset, MaterialVoxels, Mesh
 from trellis2.render import render, turntable, turntable_camera
 
@@ -117,6 +119,47 @@ def test_convolution_in_parts() -> None:
     for first in (0, SEGMENT):
         part = submanifold_conv3d(feats, plan, weight, bias, first, first + SEGMENT)
         assert torch.equal(part, whole[first : first + SEGMENT])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_in_one_kernel(dtype: torch.dtype) -> None:
+    """No worse than plain torch, which rounds between its steps, against float64."""
+    generator = torch.Generator().manual_seed(8)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    def check(body: Callable[..., Tensor], *inputs: Tensor) -> None:
+        exact = body(*(x.double() for x in inputs))
+        plain, ours = body(*inputs), body(*(x.cuda() for x in inputs)).cpu()
+        assert ours.dtype == plain.dtype
+        assert ours.shape == plain.shape
+        error = float((ours.double() - exact).norm() / exact.norm())
+        assert error <= max(float((plain.double() - exact).norm() / exact.norm()), 1e-6)
+
+    for channels in (24, 1536):
+        norm, affine = LayerNorm32(channels, elementwise_affine=False), LayerNorm32(channels)
+        torch.nn.init.normal_(affine.weight, generator=generator)
+        torch.nn.init.normal_(affine.bias, generator=generator)
+
+        def with_weights(x: Tensor, norm: LayerNorm32 = affine) -> Tensor:
+            return norm.to(x.device, torch.float32)(x)
+
+        check(norm, random(5, channels))
+        check(with_weights, random(5, channels))
+        for rows in (1, 5):
+            scale, shift = random(rows, 6 * channels).chunk(6, dim=1)[1:3]
+            check(norm.modulated, random(5, channels), scale, shift)
+    for heads, size in ((2, 12), (12, 128)):
+        rms = RMSNorm(heads, size)
+        torch.nn.init.normal_(rms.gamma, generator=generator)
+        turns = rotary_phases(torch.randint(0, 64, (5, 3), generator=generator), size, (1.0, 10000.0))
+
+        def turned(x: Tensor, rms: RMSNorm = rms, turns: Tensor = turns) -> Tensor:
+            return rms.to(x.device)(x, turns.to(x.device))
+
+        check(turned, random(5, 3, heads, size)[:, 1])
+        check(lambda x, rms=rms: rms.to(x.device)(x), random(5, heads, size))
 
 
 def test_dual_grid() -> None:

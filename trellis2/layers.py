@@ -20,7 +20,19 @@ class LayerNorm32(nn.LayerNorm):
     """Layer norm computed in float32, whatever comes in."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if _fusible(input):
+            from .fused import layer_norm
+
+            return layer_norm(input, self.weight, self.bias, self.eps)
         return super().forward(input.float()).to(input.dtype)
+
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """norm(x) * (1 + scale) + shift of a norm without weights.  x: (T, C). scale, shift: (1, C) or (T, C)."""
+        if _fusible(x):
+            from .fused import layer_norm
+
+            return layer_norm(x, scale, shift, self.eps, around_one=True)
+        return self(x) * (1 + scale) + shift
 
 
 class RMSNorm(nn.Module):
@@ -30,9 +42,15 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(heads, head_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, phases: Tensor | None = None) -> Tensor:
+        """x: (T, heads, head_dim). phases: turn the result by these, see ``rotate``."""
+        if _fusible(x):
+            from .fused import rms_rotate
+
+            return rms_rotate(x, self.gamma, phases)
         unit = F.normalize(x.float(), dim=-1)
-        return (unit * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)
+        normed = (unit * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)
+        return normed if phases is None else rotate(normed, phases)
 
 
 class SparseConv3d(nn.Module):
@@ -114,6 +132,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
         for item in zip(q.split(list(q_lengths)), k.split(list(k_lengths)), v.split(list(k_lengths)), strict=True)
     ]
     return items[0] if len(items) == 1 else torch.cat(items)
+
+
+def _fusible(x: Tensor) -> bool:
+    """Whether the kernels of ``fused`` serve: they are for GPUs and keep no gradients."""
+    return x.is_cuda and not torch.is_grad_enabled()
 
 
 def set_torso_dtype(torso: nn.Module, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trellis2.layers import LayerNorm32, RMSNorm, attention, fast_attention, rotary_phases, rotate, set_torso_dtype
+from trellis2.layers import LayerNorm32, RMSNorm, attention, fast_attention, rotary_phases, set_torso_dtype
 from trellis2.voxels import Grid
 
 TIMESTEP_CHANNELS = 256
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, phases: Tensor, lengths: Sequence[int]) -> Tensor:
         q, k, v = self.to_qkv(x).unflatten(1, (3, self.heads, -1)).unbind(dim=1)
-        q, k = rotate(self.q_rms_norm(q), phases), rotate(self.k_rms_norm(k), phases)
+        q, k = self.q_rms_norm(q, phases), self.k_rms_norm(k, phases)
         return self.to_out(attention(q, k, v, lengths, lengths).flatten(1))
 
 
@@ -95,10 +95,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, cond: Tensor, phases: Tensor, lengths: Sequence[int]) -> Tensor:
         mixed = (self.modulation + modulation).to(modulation.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = _per_token(mixed, lengths).chunk(6, dim=1)
-        attended = self.self_attn(self.norm1(x) * (1 + scale1) + shift1, phases, lengths)
-        x = x + attended * gate1
+        x = torch.addcmul(x, self.self_attn(self.norm1.modulated(x, scale1, shift1), phases, lengths), gate1)
         x = x + self.cross_attn(self.norm2(x), cond, lengths)
-        return x + self.mlp(self.norm3(x) * (1 + scale2) + shift2) * gate2
+        return torch.addcmul(x, self.mlp(self.norm3.modulated(x, scale2, shift2)), gate2)
 
 
 class TimestepEmbedder(nn.Module):
