@@ -286,6 +286,18 @@ def test_deformable_convolution_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert relative_l2(deform_conv2d(*case, None, 1), whole) <= 1e-6
 
 
+@pytest.mark.parametrize("error", [ImportError("none"), RuntimeError("operator torchvision::nms does not exist")])
+def test_torchvision_may_be_missing_or_of_another_torch(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(matting.importlib, "import_module", fail)
+    matting._torchvision_kernel.cache_clear()
+    assert matting._torchvision_kernel() is None
+    monkeypatch.undo()
+    matting._torchvision_kernel.cache_clear()
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------
 
 

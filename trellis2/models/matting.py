@@ -89,7 +89,7 @@ class BatchNorm(nn.Module):
 class Windows:
     """What all blocks of a stage share, with N = size^2 tokens to a window.
 
-    index: (N, N) rows of the bias table. mask: (windows, 1, N, N), 0 where two tokens of a shifted window are
+    index: (N, N) rows of the bias table. mask: (B * windows, 1, N, N), 0 where two tokens of a shifted window are
     neighbours in the picture and -inf where the shift has brought them together from opposite edges.
     """
 
@@ -107,7 +107,7 @@ class Windows:
         regions = split_windows((3 * rows[:, None] + columns)[None, :, :, None], size)[..., 0]
         separate = regions[:, :, None] != regions[:, None, :]
         mask = torch.zeros(separate.shape, dtype=x.dtype, device=x.device).masked_fill_(separate, float("-inf"))
-        return cls(size, index.flatten(2).flatten(0, 1), mask[:, None])
+        return cls(size, index.flatten(2).flatten(0, 1), mask[:, None].repeat(len(x), 1, 1, 1))
 
 
 def _region(length: int, size: int, device: torch.device) -> Tensor:
@@ -139,10 +139,10 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, windows: Windows, shifted: bool) -> Tensor:
         """x: (n, N, C), one window each."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table.to(x.dtype)[windows.index].permute(2, 0, 1)[None]
-        if shifted:
-            bias = (bias + windows.mask).repeat(len(x) // len(windows.mask), 1, 1, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(x), -1, -1, -1))
+        # Contiguous, or the fused kernels would first copy it for every window.
+        bias = self.relative_position_bias_table.to(x.dtype)[windows.index].permute(2, 0, 1).contiguous()[None]
+        bias = bias + windows.mask if shifted else bias.expand(len(x), -1, -1, -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
