@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
             stack.enter_context(reduced())
         folder = Path(options.keep_files or stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        pipeline = ours.make_pipeline(random_checkpoint(device, options.small), device, options.residency, options.cap)
+        checkpoint = random_checkpoint(device, options.small)
+        pipeline = ours.make_pipeline(checkpoint, device, options.residency, options.cap, options.matting)
         for preset in options.presets:
             run = _one(pipeline, preset, options, folder, rate, baseline)
             failures += "error" in run
@@ -73,6 +74,7 @@ def _one(
         "residency": "resident" if pipeline.residency.resident_weights else "streamed",
         "cap_gib": options.cap,
         "small": options.small,
+        "matting": options.matting,
     }
     wishes = {**(ours.small_options() if options.small else {}), "pipeline_type": preset}
     try:
@@ -105,7 +107,7 @@ def _capped(options: argparse.Namespace) -> int:
     for preset in options.presets:
         command = [sys.executable, "-m", "benchmarks", "--presets", preset, "--inside", "--cap", str(options.cap)]
         command += ["--repeats", str(options.repeats), "--residency", options.residency]
-        command += [f"--{name}" for name in ("stages", "small") if getattr(options, name)]
+        command += [f"--{name}" for name in ("stages", "small", "matting") if getattr(options, name)]
         command += ["--no-files"] if options.no_files else []
         command += ["--json", str(options.json)] if options.json else []
         command += ["--device", options.device] if options.device else []
@@ -125,7 +127,7 @@ def _read(path: Path | None) -> dict[str, Any]:
 
 def _merge(path: Path | None, results: dict[str, Any], facts: dict[str, Any], runs: list[dict[str, Any]]) -> None:
     def kind(run: dict[str, Any]) -> tuple[Any, ...]:
-        keys = ("implementation", "preset", "residency", "cap_gib", "small", "run")
+        keys = ("implementation", "preset", "residency", "cap_gib", "small", "matting", "run")
         return tuple(run.get(key) for key in keys)
 
     results["machine"] |= facts
@@ -149,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="PATH", help="merge the results into this file")
     parser.add_argument("--stages", action="store_true", help="also time every stage alone")
     parser.add_argument("--no-files", action="store_true", help="without GLB and video")
+    parser.add_argument("--matting", action="store_true", help="with a picture whose background a network removes")
     parser.add_argument("--keep-files", metavar="FOLDER", help="where GLB and video stay")
     parser.add_argument("--small", action="store_true", help="toy sizes")
     parser.add_argument("--device", help="cuda or cpu")

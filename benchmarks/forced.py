@@ -11,17 +11,20 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import trellis2.pipeline
 from trellis2.errors import InputError
 from trellis2.mesh import MaterialVoxels
+from trellis2.models.matting import BiRefNet
 from trellis2.models.voxel_vae import DualGrid
 from trellis2.pipeline import PRESETS, Pipeline, Preset
 from trellis2.voxels import Grid, Refinement, Voxels
 
 from .measure import synchronise
-from .scene import Scene, Subdivision
+from .models import random_matting
+from .scene import Scene, Subdivision, picture
 
 SMALLER = 8
 """By how much ``--small`` reduces all resolutions."""
@@ -90,7 +93,11 @@ def forced(scene: Scene, preset: Preset) -> Iterator[None]:
         material.attrs.copy_(wanted).div_(255)
         return material
 
-    decode_shape = Pipeline.decode_shape
+    def known_matte(self: BiRefNet, image: Image.Image) -> Image.Image:
+        matte(self, image)
+        return picture().getchannel("A").resize(image.size)
+
+    decode_shape, matte = Pipeline.decode_shape, BiRefNet.matte
     with ExitStack() as stack:
         for owner, name, value in (
             (module, "structure_grid", scene_structure),
@@ -99,6 +106,8 @@ def forced(scene: Scene, preset: Preset) -> Iterator[None]:
             (Pipeline, "decode_shape", scene_shape),
             (Pipeline, "decode_texture", scene_texture),
             (Grid, "subdivide", scene_subdivide),
+            (BiRefNet, "matte", known_matte),
+            (module, "load_matting", lambda *_, **__: random_matting(scene.device)),
         ):
             stack.enter_context(patch.object(owner, name, value))
         yield

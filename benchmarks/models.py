@@ -161,6 +161,20 @@ def random_checkpoint(device: torch.device, small: bool = False) -> Checkpoint:
     )
 
 
+def random_matting(device: torch.device) -> Any:
+    """A BiRefNet of the published size with random weights made on ``device``, in host memory as after loading."""
+    from trellis2.models.matting import BiRefNet, MattingConfig
+
+    with torch.device("meta"):
+        network = BiRefNet(MattingConfig()).eval().requires_grad_(False)
+    network.set_dtype(torch.float32 if device.type == "cpu" else torch.float16)
+    network.to_empty(device=device)
+    randomise(network.named_parameters())
+    for name, buffer in network.named_buffers():
+        buffer.fill_(1.0 if name.endswith("var") else 0.0)
+    return network.to("cpu")
+
+
 def flow_flops(tokens: int, image_tokens: int, args: Mapping[str, Any]) -> float:
     """Floating point operations of one evaluation of a flow: its blocks' matrix products and attention."""
     width, hidden = args["model_channels"], int(args["model_channels"] * args["mlp_ratio"])

@@ -111,6 +111,7 @@ def worker() -> None:
                 "residency": residency,
                 "cap_gib": wishes["cap"],
                 "small": False,
+                "matting": False,
                 "run": "image to asset",
                 "missing": missing,
                 "deviations": deviations,

@@ -13,6 +13,7 @@ import av
 import torch
 from o_voxel.closest import Surface
 from o_voxel.repair import fill_holes
+from PIL import Image
 
 import trellis2.bake
 import trellis2.pipeline
@@ -50,12 +51,18 @@ BAKE_STEPS = (
 )
 
 
-def make_pipeline(checkpoint: Checkpoint, device: torch.device, residency: str, cap: float | None) -> Pipeline:
-    """residency: one of ``RESIDENCIES``. cap: GiB of GPU memory to stay within, None for all."""
+def make_pipeline(
+    checkpoint: Checkpoint, device: torch.device, residency: str, cap: float | None, matting: bool = False
+) -> Pipeline:
+    """residency: one of ``RESIDENCIES``. cap: GiB of GPU memory to stay within, None for all.
+
+    matting: with a network that removes backgrounds, which ``forced`` makes when the first picture needs it.
+    """
+    remover = {"matting": "random"} if matting else {}
     with ExitStack() as stack:
         if residency == "streamed":
             stack.enter_context(patch.object(trellis2.pipeline, "fits", lambda *_: False))
-        return Pipeline(checkpoint, device, low_vram=residency != "resident", gpu_memory=cap)
+        return Pipeline(checkpoint, device, low_vram=residency != "resident", gpu_memory=cap, **remover)
 
 
 def small_options() -> dict[str, Any]:
@@ -121,7 +128,7 @@ def floor(tokens: dict[str, int], options: GenerateOptions, rate: float, small: 
 def _whole(
     pipeline: Pipeline, options: GenerateOptions, folder: Path, repeats: int, files: bool, baseline: int
 ) -> dict[str, Any]:
-    image = picture()
+    image = _picture(pipeline)
     seconds, parts = [], []
     with Gauge(baseline) as gauge:
         for _ in range(repeats + 1):
@@ -188,12 +195,27 @@ def _stages(pipeline: Pipeline, options: GenerateOptions, folder: Path, repeats:
     return {**counts, "stages": watch.summary(), "bake_steps": bake_watch.summary()}
 
 
+def _remover(pipeline: Pipeline) -> Any:
+    """The pipeline's background removal by a network, None where it has none."""
+    return pipeline._matte if getattr(pipeline, "_matting_source", None) else None
+
+
+def _picture(pipeline: Pipeline) -> Image.Image:
+    """A picture with transparency, or one whose background is still to be removed."""
+    image = picture()
+    if _remover(pipeline) is None:
+        return image
+    background = Image.new("RGB", image.size, (120, 140, 110))
+    background.paste(image, mask=image.getchannel("A"))
+    return background
+
+
 def _generate(pipeline: Pipeline, options: GenerateOptions, watch: Stopwatch) -> Asset:
     """The pipeline's story, each stage timed."""
     preset = PRESETS[options.pipeline_type]
     noise = torch.Generator().manual_seed(options.seed)
     with watch("prepare"):
-        rgb = prepare(picture()).rgb
+        rgb = prepare(_picture(pipeline), matting=_remover(pipeline)).rgb
     with watch("condition 512"):
         low = high = pipeline.condition(rgb, 512)
     if options.pipeline_type != "512":

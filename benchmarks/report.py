@@ -45,6 +45,8 @@ Run = dict[str, Any]
 def text(run: Run) -> str:
     """One run for a terminal."""
     title = f"{run['implementation']} {run['preset']}, weights {run['residency']}"
+    if run.get("matting"):
+        title += ", background removed by a network"
     if run.get("cap_gib") is not None:
         title += f", at most {run['cap_gib']:g} GiB"
     lines = ["", title, "=" * len(title)]
@@ -162,7 +164,7 @@ def _cap_table(capped: Iterable[Run]) -> list[str]:
                 f"{run['cap_gib']:g} GiB",
                 ("yes" if run.get("within_cap", True) else "no") if done else "no: " + run["error"].split(":")[0],
                 f"{run['peak_device_gib']:.2f} GiB" if done else "-",
-                f"{run['run']}, {run['run_seconds']['median']:.1f} s" if done else "-",
+                _what(run) if done else "-",
             ]
         )
     head = ["", "preset", "free on the GPU", "done", "peak", "what"]
@@ -173,8 +175,18 @@ def _cap_table(capped: Iterable[Run]) -> list[str]:
     ]
 
 
+def _what(run: Run) -> str:
+    removed = ", background removed by a network" if run.get("matting") else ""
+    return f"{run['run']}{removed}, {run['run_seconds']['median']:.1f} s"
+
+
 def _is(run: Run, implementation: str, residency: str) -> bool:
-    return run["implementation"] == implementation and run["residency"] == residency and run.get("cap_gib") is None
+    return (
+        run["implementation"] == implementation
+        and run["residency"] == residency
+        and not run.get("cap_gib")
+        and not run.get("matting")
+    )
 
 
 def _known(runs: dict[str, Run]) -> list[str]:
