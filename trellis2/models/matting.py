@@ -331,7 +331,7 @@ class TileBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features, the coarsest first, and the picture -> one logit per pixel.  Levels count 4 (1/32) to 1 (1/4)."""
+    """Features and the picture -> one logit per pixel, from level 4 (1/32 of the picture) to level 1 (1/4)."""
 
     def __init__(self, config: MattingConfig) -> None:
         super().__init__()
