@@ -2,6 +2,8 @@
 
 Settings of a deployment (environment):
     TRELLIS2_MODEL             checkpoint to serve: a folder, or the id of a repository on the hub
+    TRELLIS2_MATTING           network that removes backgrounds: a folder, a hub id, or none
+    TRELLIS2_GPU_MEMORY        GiB of GPU memory to stay within; empty takes what is free
     TRELLIS2_DATA              folder of jobs, uploads and outputs (out/service); one process uses it at a time
     TRELLIS2_HOST              address that ``python api.py`` listens at (127.0.0.1: this machine alone)
     TRELLIS2_PORT              port that ``python api.py`` listens at (8000)

@@ -5,6 +5,8 @@ literal.  They say what ``trellis2/options.py`` says; a test compares the two.
 
 Settings of a deployment (environment):
     TRELLIS2_MODEL             checkpoint to serve: a folder, or the id of a repository on the hub
+    TRELLIS2_MATTING           network that removes backgrounds: a folder, a hub id, or none
+    TRELLIS2_GPU_MEMORY        GiB of GPU memory to stay within; empty takes what is free
     TRELLIS2_VIDEO_FRAMES      frames of the turntable (120)
     TRELLIS2_VIDEO_RESOLUTION  width and height of the turntable in pixels (1024)
 """
