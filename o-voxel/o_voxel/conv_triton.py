@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
     tl: Any
 else:
-    import triton.language as tl
-    from triton import jit
+    try:
+        import triton.language as tl
+        from triton import jit
+    except ImportError as error:
+        raise RuntimeError(
+            "Convolutions on a GPU need Triton, which comes with torch for CUDA on Linux; "
+            "on Windows run: pip install triton-windows"
+        ) from error
 
 
 class Convolution(torch.autograd.Function):
