@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_mesh
+from .collapse import collapse_edges
+from .groups import group_sums
 from .repair import remove_degenerate_faces, remove_duplicate_faces
 
 # How quickly the library lets its error threshold grow. Its own default, 7, gives five times the distance of 3 at
@@ -18,18 +20,20 @@ def simplify(vertices: Tensor, faces: Tensor, target_faces: int) -> tuple[Tensor
     """Collapse edges by quadric error (Garland and Heckbert) until at most ``target_faces`` are left.
 
     vertices: (V, 3) float32. faces: (F, 3) int32. Returns such a pair, without degenerate and duplicate faces or
-    unused vertices; as it was where the mesh is small enough. Open borders and pieces of a few faces resist
-    collapsing: what is still too much then is merged on a grid, so that the target holds for every mesh.
-    Equal input gives equal bits. Raises ValueError naming the argument.
+    unused vertices; as it was where the mesh is small enough. The target holds for every mesh. On a GPU by
+    ``collapse_edges``; on a CPU by fast-simplification, and what that cannot collapse is merged on a grid.
+    Equal input gives equal bits on the same device. Raises ValueError naming the argument.
     """
     check_mesh(vertices, faces)
     if target_faces < 1:
         raise ValueError(f"target_faces={target_faces} must be positive.")
+    if vertices.is_cuda and len(faces) > target_faces:
+        return remove_duplicate_faces(*remove_degenerate_faces(*collapse_edges(vertices, faces, target_faces)))
     for aggressiveness in _AGGRESSIVENESS:
         if len(faces) <= target_faces:
             return vertices, faces
         v, f = fast_simplification.simplify(
-            vertices.cpu().numpy(), faces.int().cpu().numpy(), target_count=target_faces, agg=aggressiveness
+            vertices.numpy(), faces.int().numpy(), target_count=target_faces, agg=aggressiveness
         )
         simpler = torch.from_numpy(v).to(vertices), torch.from_numpy(f).to(faces)
         vertices, faces = remove_duplicate_faces(*remove_degenerate_faces(*simpler))
@@ -47,7 +51,6 @@ def _merge_on_grid(vertices: Tensor, faces: Tensor, cell: float) -> tuple[Tensor
     """Unite all vertices of each cubic cell in their mean."""
     places = torch.floor((vertices - vertices.amin(0)) / cell).long()
     used, group = torch.unique(places, dim=0, return_inverse=True)
-    total = torch.zeros((len(used), 3), dtype=torch.float64, device=vertices.device)
-    mean = total.index_add_(0, group, vertices.double()) / torch.bincount(group)[:, None]
+    mean = group_sums(vertices.double(), group, len(used)) / torch.bincount(group)[:, None]
     united = mean.to(vertices.dtype), group[faces.long()].to(faces.dtype)
     return remove_duplicate_faces(*remove_degenerate_faces(*united))
