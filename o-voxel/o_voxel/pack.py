@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 else:
     Bytes = wp.array(dtype=wp.uint8)
 
-_ANGLES = 24  # tried within a right angle, then as many again around the best of them
+_ANGLES, _FINER = 16, 6  # tried within a right angle, and then around the best of them
 _DENSITY = 0.85  # of the first square that is tried: what charts and their padding cover
 _TRIES = 3
 _BUCKETS = 64
+_STEPS = wp.constant(256)  # a chart higher than this many cells is tried at every second height, and so on
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def pack(corners: Tensor, chart: Tensor, rim: Tensor, count: int, cell: float, g
     cosine, sine = _upright(corners.reshape(-1, 2)[rim], chart[rim // 3], count)
     matrix = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1) / cell
     turned = torch.stack([(corners * row[chart][:, None]).sum(2) for row in matrix.unbind(1)], 2)
-    low, high = _extents(turned.reshape(-1, 2)[rim], chart[rim // 3], count)
+    low, high = extents(turned.reshape(-1, 2)[rim], chart[rim // 3], count)
     turned = (turned - low[chart][:, None]).float()
     size = (high - low).floor().long() + 1
     cells = _bitmaps(turned, chart, size)
@@ -81,7 +82,8 @@ def pack(corners: Tensor, chart: Tensor, rim: Tensor, count: int, cell: float, g
     return Placement(matrix / side, (offset + place) / side)
 
 
-def _extents(points: Tensor, chart: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def extents(points: Tensor, chart: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Lowest and highest coordinates (count, 2) of the points (N, 2) of each chart; inf, -inf where it has none."""
     index = chart[:, None].expand_as(points)
     low = torch.full((count, 2), torch.inf, dtype=points.dtype, device=points.device)
     return low.scatter_reduce(0, index, points, "amin"), (-low).scatter_reduce(0, index, points, "amax")
@@ -91,16 +93,16 @@ def _upright(points: Tensor, chart: Tensor, count: int) -> tuple[Tensor, Tensor]
     """Cosine and sine of the turn that gives each chart its smallest box."""
     best = torch.zeros(count, dtype=torch.float64, device=points.device)
     smallest = torch.full_like(best, torch.inf)
-    for step in (math.pi / 2 / _ANGLES, math.pi / 2 / _ANGLES**2):
+    step = math.pi / 2 / _ANGLES
+    for steps in (range(_ANGLES), [i / _FINER for i in range(1 - _FINER, _FINER)]):
         around = best.clone()
-        for i in range(_ANGLES):
-            # The angle of the last pass comes first; a later one has to be better by more than rounding.
-            angle = around + step * (i if i <= _ANGLES // 2 else i - _ANGLES)
+        for i in steps:
+            angle = around + step * i
             cosine, sine = angle.cos()[chart], angle.sin()[chart]
             x, y = points.unbind(1)
-            low, high = _extents(torch.stack([cosine * x - sine * y, sine * x + cosine * y], 1), chart, count)
+            low, high = extents(torch.stack([cosine * x - sine * y, sine * x + cosine * y], 1), chart, count)
             area = (high - low).prod(1)
-            better = area < smallest * (1 - 1e-6)
+            better = area < smallest * (1 - 1e-6)  # not by rounding only
             smallest, best = torch.where(better, area, smallest), torch.where(better, angle, best)
     return best.cos(), best.sin()
 
@@ -363,15 +365,15 @@ def _fill(
             bucket = _bucket(w, h)
             room = width - gap - w
             y = int(wp.max(start[bucket], gap))
-            while room >= gap and y + h + gap < best_top:
+            while room >= gap and y + h + gap <= best_top:
                 x = _free_place(shape, y, room, gap, first, runs, plane, stride, space, blocked)
-                if x >= 0:
+                if x >= 0 and (y + h + gap < best_top or x < result[chart, 0]):
                     best_top = y + h + gap
                     result[chart, 0] = x
                     result[chart, 1] = y
                     result[chart, 2] = quarter
                     start[bucket] = y
-                y += 1
+                y += 1 + h // _STEPS
         if best_top == rows:
             height[0] = rows + 1
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 from .checks import check_mesh
 from .groups import group_sums
 from .launch import Ints, Vec2d, func, kernel, launch, shared, wp
-from .pack import pack
+from .pack import extents, pack
 from .repair import components, manifold_edges
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _CRUMB, _CRUMB_CONE = 1e-4, math.radians(70)
 # In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels.
 _RESOLUTION, _PADDING = 2048, 4
 _FILL = 0.85  # of the atlas, what charts and their padding cover
+_LONGEST = 1.6  # side of a chart, as a multiple of the square root of the whole area
 
 
 @dataclass(frozen=True)
@@ -194,12 +195,13 @@ class _Charts:
 
 
 def _flatten(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Tensor, label: Tensor) -> _Charts:
-    """Project each chart along its mean normal, and halve charts until none lies over itself."""
+    """Project each chart along its mean normal, and halve charts until none lies over itself or is too long."""
     device = points.device
     final = torch.empty_like(label)
     axes: list[Tensor] = []
     rims: list[Tensor] = []
     charts, count = 0, int(label.max()) + 1
+    longest = _LONGEST * (normals.norm(dim=1).sum() / 2).sqrt()
     faces = torch.arange(len(triangles), device=device)  # those whose charts are not final
     while True:
         axis = _unit(group_sums(normals, label, count))
@@ -211,6 +213,8 @@ def _flatten(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Ten
         rim = torch.nonzero(outer)[:, 0]
         bad = _overlaid(uvs, triangles, label, rim, count)
         bad[label[(normals * axis[label]).sum(1) <= 0]] = True
+        low, high = extents(uvs.reshape(-1, 2)[rim], label[rim // 3], count)
+        bad |= (high - low).amax(1) > longest
         bad &= torch.bincount(label, minlength=count) > 1
 
         good = torch.nonzero(~bad)[:, 0]
@@ -243,9 +247,7 @@ def _plane(axis: Tensor) -> Tensor:
 
 def _beyond_middle(centre: Tensor, label: Tensor, count: int) -> Tensor:
     """Which items to cut off their group: those beyond the middle of its longer side, or else its first."""
-    index = label[:, None].expand_as(centre)
-    edge = torch.full((count, 2), torch.inf, dtype=centre.dtype, device=centre.device)
-    low, high = edge.scatter_reduce(0, index, centre, "amin"), (-edge).scatter_reduce(0, index, centre, "amax")
+    low, high = extents(centre, label, count)
     upright = (high - low).diff(dim=1)[:, 0] > 0
     position = torch.where(upright[label], centre[:, 1], centre[:, 0])
     middle = torch.where(upright, (low + high)[:, 1], (low + high)[:, 0]) / 2
@@ -327,11 +329,8 @@ def _scale(corners: Tensor, charts: _Charts) -> tuple[int, float]:
     border, rest = 0.75 * padding * outline, padding**2 * count
     spare = max(room - rest, 0.1 * room)
     texels = (math.sqrt(border**2 + 4 * area * spare) - border) / (2 * area)
-    # One long chart makes the atlas larger than that, within reason.
-    index = charts.label[:, None].expand(-1, 2)
-    edge = torch.full((count, 2), torch.inf, dtype=corners.dtype, device=corners.device)
-    low = edge.scatter_reduce(0, index, corners.amin(1), "amin")
-    high = (-edge).scatter_reduce(0, index, corners.amax(1), "amax")
+    # One long face makes the atlas larger than that, within reason.
+    low, high = extents(corners.reshape(-1, 2)[charts.rim], charts.label[charts.rim // 3], count)
     return padding, min(texels, 2 * _RESOLUTION / float((high - low).norm(dim=1).max()))
 
 

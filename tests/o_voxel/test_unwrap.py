@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from o_voxel.raster import rasterize_uv
-from o_voxel.repair import unify_face_orientations
-from o_voxel.unwrap import Unwrapped, unwrap
-from scipy.ndimage import grey_dilation, grey_erosion
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from layouts import ball, check_layout
+from o_voxel.unwrap import unwrap
 from torch import Tensor
 from voxelise import bumpy_sphere, cube, voxelise
 
@@ -22,49 +17,6 @@ def spiral() -> tuple[Tensor, Tensor]:
     i = torch.arange(96)
     faces = torch.cat([torch.stack([i, i + 97, i + 98], 1), torch.stack([i, i + 98, i + 1], 1)])
     return torch.cat(rims), faces.int()
-
-
-def ball(resolution: int) -> tuple[Tensor, Tensor]:
-    mesh = voxelise(bumpy_sphere(), resolution).mesh
-    return unify_face_orientations(mesh.vertices, mesh.faces)
-
-
-def chart_of_face(flat: Unwrapped) -> np.ndarray:
-    edges = flat.faces[:, [0, 1, 1, 2]].reshape(-1, 2).numpy()
-    count = len(flat.vertex_map)
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    return connected_components(graph, directed=False)[1][flat.faces[:, 0].numpy()]
-
-
-def check_layout(vertices: Tensor, flat: Unwrapped) -> None:
-    """No overlap, no fold, room between the charts, one scale."""
-    size = 2048
-    assert float(flat.uvs.min()) >= 0
-    assert float(flat.uvs.max()) <= 1
-    a, b, c = flat.uvs.double()[flat.faces.long()].unbind(1)
-    areas = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs() / 2 * size**2
-    face_id, weights = rasterize_uv(flat.uvs, flat.faces, size)
-    held = (face_id >= 0) & (weights > 0).all(-1)
-    # Of faces that overlap, the first wins: whichever way they are numbered, each texel must name the same.
-    reverse_id, _ = rasterize_uv(flat.uvs, flat.faces.flip(0), size)
-    reverse_id = len(flat.faces) - 1 - reverse_id
-    assert torch.equal(reverse_id[held], face_id[held])
-    assert held.sum() > 0.15 * size**2
-
-    chart = chart_of_face(flat)
-    assert len(np.unique(chart)) == flat.charts
-    image = np.where(held, chart[face_id.clamp_min(0)], -1)
-    highest = grey_dilation(image, size=(5, 5))
-    lowest = grey_erosion(np.where(image < 0, 10**9, image), size=(5, 5))
-    assert not ((image >= 0) & (highest != lowest)).any()
-
-    corners = vertices.double()[flat.vertex_map][flat.faces.long()]
-    solid = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) / 2
-    # Charts of a texel or two are rounded up to whole ones: the rest is foreshortened by 70 degrees at most.
-    scale = (areas / solid)[solid > solid.median() / 10]
-    low, middle, high = torch.quantile(scale, torch.tensor([0.01, 0.5, 0.99]).double()).tolist()
-    assert low > middle / 2.5
-    assert high < middle * 1.5
 
 
 def test_cube_has_six_charts() -> None:
@@ -120,6 +72,88 @@ def test_faces_without_area_are_left_out() -> None:
     assert nothing.charts == 0
     assert nothing.faces.shape == (0, 3)
     assert len(unwrap(vertices[:0], faces[:0]).uvs) == 0
+
+
+def test_faces_on_each_other_are_charts_of_their_own() -> None:
+    vertices = torch.eye(3)
+    for faces in ([[0, 1, 2], [0, 1, 2]], [[0, 1, 2], [0, 2, 1]], [[0, 1, 2], [0, 1, 2], [1, 2, 0]]):
+        flat = unwrap(vertices, torch.tensor(faces))
+        assert flat.charts == len(faces)
+        check_layout(vertices, flat)
+
+
+def test_many_faces_at_one_edge() -> None:
+    angle = torch.arange(12) / 12 * 2 * torch.pi
+    pages = torch.stack([angle.cos(), angle.sin(), torch.full((12,), 0.5)], 1)
+    vertices = torch.cat([torch.tensor([[0.0, 0, 0], [0, 0, 1]]), pages])
+    faces = torch.tensor([[0, 1, i + 2] for i in range(12)])
+    flat = unwrap(vertices, faces)
+    assert flat.charts == 12
+    check_layout(vertices, flat)
+
+
+@pytest.mark.parametrize("coplanar", [False, True])
+def test_soup(coplanar: bool) -> None:
+    """Faces across each other at random, on shared vertices."""
+    generator = torch.Generator().manual_seed(0)
+    vertices = torch.rand((40, 3), generator=generator) * torch.tensor([1, 1, 0 if coplanar else 1])
+    faces = torch.combinations(torch.arange(40), 3)
+    faces = faces[torch.randperm(len(faces), generator=generator)[:1500]].int()
+    if coplanar:
+        normals = torch.linalg.cross(*(vertices[faces[:, i]] - vertices[faces[:, 0]] for i in (1, 2)))
+        faces = torch.where(normals[:, 2:] < 0, faces[:, [0, 2, 1]], faces)
+    flat = unwrap(vertices, faces)
+    assert len(flat.faces) == len(faces)
+    check_layout(vertices, flat)
+
+
+def test_double_fan() -> None:
+    """A fan that goes round its middle twice is locally flat everywhere, and lies over itself."""
+    angle = torch.arange(65) / 64 * 4 * torch.pi
+    vertices = torch.cat([torch.zeros(1, 3), torch.stack([angle.cos(), angle.sin(), 1e-3 * angle], 1)])
+    i = torch.arange(64)
+    flat = unwrap(vertices, torch.stack([torch.zeros_like(i), i + 1, i + 2], 1))
+    assert 2 <= flat.charts <= 4
+    check_layout(vertices, flat)
+
+
+def test_thousands_of_pieces() -> None:
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    generator = torch.Generator().manual_seed(0)
+    vertices = (torch.rand((3000, 1, 3), generator=generator) + 0.002 * corners).reshape(-1, 3)
+    sides = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    flat = unwrap(vertices, (sides + 4 * torch.arange(3000)[:, None, None]).reshape(-1, 3))
+    assert flat.charts == 9000  # the crumbs at each corner have joined a neighbour
+    check_layout(vertices, flat)
+
+
+def test_slivers() -> None:
+    x = torch.rand((500, 1), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([[0.0, 0, 0], [0, 1, 0], [1e-5, 0.5, 0.02]])
+    vertices = (x[:, :, None] * torch.tensor([1.0, 0, 0]) + ends).reshape(-1, 3)
+    flat = unwrap(vertices, torch.arange(1500).reshape(-1, 3))
+    assert flat.charts == 500
+    check_layout(vertices, flat)
+
+
+def test_a_long_strip_is_cut() -> None:
+    """Whole, ten metres by a millimetre would leave the atlas empty."""
+    i = torch.arange(4000)
+    vertices = torch.stack([(i // 2) * 0.005, (i % 2) * 0.001, torch.zeros(4000)], 1)
+    i, odd = i[:-2], i[:-2] % 2 == 1
+    faces = torch.stack([i, torch.where(odd, i + 1, i + 2), torch.where(odd, i + 2, i + 1)], 1)
+    flat = unwrap(vertices, faces)
+    assert 8 <= flat.charts <= 128
+    check_layout(vertices, flat)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e18])
+def test_size_and_place_do_not_matter(scale: float) -> None:
+    vertices, faces = ball(32)
+    flat = unwrap((vertices.double() + 1e3) * scale, faces)
+    assert flat.charts <= 100
+    assert len(flat.faces) == len(faces)
+    check_layout(vertices, flat)
 
 
 def test_bad_input() -> None:
