@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .checks import check_mesh
@@ -38,7 +35,8 @@ def fill_holes(vertices: Tensor, faces: Tensor, max_hole_perimeter: float = 0.03
     ends = torch.cat([start, end])
     owner = torch.arange(len(rim), device=faces.device).repeat(2)
     simple = torch.bincount(ends, minlength=len(vertices)) == 2
-    simple[edges.ends[edges.counts > 2].reshape(-1)] = False
+    crowded = edges.keys[edges.counts > 2]
+    simple[crowded // len(vertices)] = simple[crowded % len(vertices)] = False
     by_vertex = torch.argsort(ends, stable=True)
     pairs = owner[by_vertex[simple[ends[by_vertex]]]].reshape(-1, 2)
     loops, loop = components(pairs, len(rim))
@@ -129,8 +127,8 @@ def unify_face_orientations(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Te
     # Neighbours wound alike run along their edge in opposite directions.
     odd = flat[half_edges[:, 0]] == flat[half_edges[:, 1]]
     trees = _spanning_trees(half_edges // 3, odd, len(faces))
-    count, piece = _numbered(trees // 2)
-    flipped = trees % 2 == 1
+    count, piece = _numbered(trees >> 1)
+    flipped = trees & 1 == 1
     normals = _normals(vertices, faces).double()
     normals[flipped] *= -1
     corners = vertices.double()[faces.long()]
@@ -159,11 +157,11 @@ def manifold_edges(faces: Tensor, vertex_count: int) -> Tensor:
 class _Edges:
     """Undirected edges in the order of (smaller vertex, larger vertex).
 
-    ends (E, 2); counts (E,): faces at each; order (3F,): half-edges 3 * face + corner grouped by edge;
-    offsets (E,): where an edge's group begins.
+    keys (E,): smaller * vertex count + larger; counts (E,): faces at each; order (3F,): half-edges
+    3 * face + corner grouped by edge; offsets (E,): where an edge's group begins.
     """
 
-    ends: Tensor
+    keys: Tensor
     counts: Tensor
     order: Tensor
     offsets: Tensor
@@ -173,8 +171,7 @@ def _edges(faces: Tensor, vertex_count: int) -> _Edges:
     start, end = faces.reshape(-1).long(), faces[:, [1, 2, 0]].reshape(-1).long()
     keys, order = torch.sort(torch.minimum(start, end) * vertex_count + torch.maximum(start, end), stable=True)
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
-    ends = torch.stack([keys // max(vertex_count, 1), keys % max(vertex_count, 1)], dim=1)
-    return _Edges(ends, counts, order, torch.cumsum(counts, 0) - counts)
+    return _Edges(keys, counts, order, torch.cumsum(counts, 0) - counts)
 
 
 def _next_corner(half_edge: Tensor) -> Tensor:
@@ -186,16 +183,7 @@ def components(pairs: Tensor, count: int) -> tuple[int, Tensor]:
 
     pairs: (P, 2) int64, the nodes that are joined.
     """
-    if pairs.is_cuda:
-        return _numbered(_spanning_trees(pairs, torch.zeros_like(pairs[:, 0]), count) // 2)
-    if count == 0:
-        return 0, torch.empty(0, dtype=torch.int64)
-    ones = np.ones(len(pairs), dtype=np.int8)
-    graph = coo_array((ones, tuple(pairs.T.numpy())), shape=(count, count))
-    label = torch.from_numpy(connected_components(graph.tocsr(), directed=False)[1]).long()
-    nodes = torch.arange(count)
-    smallest = torch.full_like(nodes, count).scatter_reduce_(0, label, nodes, "amin")
-    return _numbered(smallest[label])
+    return _numbered(_spanning_trees(pairs, torch.zeros_like(pairs[:, 0]), count) >> 1)
 
 
 def _numbered(root: Tensor) -> tuple[int, Tensor]:
@@ -208,22 +196,35 @@ def _spanning_trees(pairs: Tensor, odd: Tensor, count: int) -> Tensor:
     """A tree over each component: for each node (count,) int64 twice the component's smallest node, plus 1 where
     the tree's path from there to the node crosses an odd number of ``odd`` pairs (P,).
 
-    Each root hooks onto its smallest neighbour below itself; then all paths are halved until they are one step
-    long, and pairs are replaced by the roots of their ends, until none are left (S. Liu and R. Tarjan, Simple
-    concurrent labeling algorithms for connected components, 2019: O(log^2 n) steps).
+    Each root hooks onto its smallest neighbour below itself; the paths of these roots are halved until they are
+    one step long, and pairs are replaced by the roots of their ends, until none are left (S. Liu and R. Tarjan,
+    Simple concurrent labeling algorithms for connected components, 2019: O(log^2 n) steps).
     """
     link = 2 * torch.arange(count, device=pairs.device)
     one, other = (2 * pairs + torch.stack([torch.zeros_like(odd), odd], dim=1)).unbind(1)
     while True:
-        joining = one // 2 != other // 2
+        joining = one >> 1 != other >> 1
         one, other = one[joining], other[joining]
         if not len(one):
-            return link
+            break
         low, high = torch.minimum(one, other), torch.maximum(one, other)
-        link.scatter_reduce_(0, high // 2, low ^ (high % 2), "amin")
-        while not torch.equal(link, further := link[link // 2] ^ (link % 2)):
-            link = further
-        one, other = link[low // 2] ^ (low % 2), link[high // 2] ^ (high % 2)
+        link.scatter_reduce_(0, high >> 1, low ^ (high & 1), "amin")
+        hooked = torch.zeros(count, dtype=torch.bool, device=pairs.device)
+        hooked[high >> 1] = True
+        _shorten(link, torch.nonzero(hooked)[:, 0])
+        one, other = link[low >> 1] ^ (low & 1), link[high >> 1] ^ (high & 1)
+    _shorten(link, torch.arange(count, device=pairs.device))
+    return link
+
+
+def _shorten(link: Tensor, nodes: Tensor) -> None:
+    """Let each of ``nodes`` point to its root; between them must lie nothing but ``nodes``."""
+    while True:
+        ahead = link[nodes]
+        further = link[ahead >> 1] ^ (ahead & 1)
+        if torch.equal(ahead, further):
+            return
+        link[nodes] = further
 
 
 def _normals(vertices: Tensor, faces: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from o_voxel.repair import (
     repair_non_manifold_edges,
     unify_face_orientations,
 )
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 TETRAHEDRON = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -215,13 +217,18 @@ CHAINS = ["path", "path backwards", "shuffled path", "zigzag", "star", "shuffled
 def test_spanning_trees(name: str) -> None:
     count = 3000
     pairs = chains(name, count)
-    _, label = components(pairs, count)
+    graph = coo_array((torch.ones(len(pairs)), tuple(pairs.T.numpy())), shape=(count, count))
+    number, label = connected_components(graph.tocsr(), directed=False)
+    label = torch.from_numpy(label).long()
     generator = torch.Generator().manual_seed(4)
     side = torch.rand(count, generator=generator) < 0.5
     trees = _spanning_trees(pairs, side[pairs[:, 0]] != side[pairs[:, 1]], count)
     root = trees // 2
     smallest = torch.full((count,), count).scatter_reduce_(0, label, torch.arange(count), "amin")
     assert torch.equal(root, smallest[label])
+    found, numbers = components(pairs, count)
+    assert found == number
+    assert torch.equal(smallest.sort().values[numbers], root)
     assert torch.equal(trees % 2 == 1, side != side[root])
 
 
