@@ -54,15 +54,7 @@ def collapse_edges(vertices: Tensor, faces: Tensor, target_faces: int) -> tuple[
     """
     low, high = vertices.amin(0).double(), vertices.amax(0).double()
     centre, extent = (low + high) / 2, (high - low).max().clamp_min(1e-30)
-    points = ((vertices.double() - centre) / extent).contiguous()
-    dtype, faces = faces.dtype, faces.int()
-    faces = faces[(faces != faces[:, [1, 2, 0]]).all(dim=1)].contiguous()
-    device = vertices.device
-
-    quadrics = torch.zeros((len(points), 10), dtype=torch.float64, device=device)
-    border = torch.zeros(len(points), dtype=torch.int32, device=device)
-    mesh = _Mesh(faces, points, quadrics, border, *_faces_around(faces, len(points)))
-    launch(_first_quadrics, len(points), [*mesh.arrays(), *mesh.rings()], device)
+    mesh = _prepared(((vertices.double() - centre) / extent).contiguous(), faces.int())
 
     share, strict = _SHARE, 2
     while len(mesh.faces) > target_faces:
@@ -73,14 +65,16 @@ def collapse_edges(vertices: Tensor, faces: Tensor, target_faces: int) -> tuple[
             needed = torch.searchsorted(torch.cumsum(removed[order], 0), excess) + 1
             edges = edges[order[: int(needed)]]
         if total:
-            mesh = _without(mesh, edges)
+            parts = _without(mesh, edges)
+            del mesh  # its successor needs the memory to sort
+            mesh = _Mesh(*parts, *_faces_around(parts[0], len(parts[1])))
         if total < _FEW * len(mesh.faces) and share < 1:
             share = min(1.0, 2 * share)
         elif strict and total <= _STALLED * len(mesh.faces):
             share, strict = _SHARE, strict - 1
         elif not total:
             break
-    return (mesh.points * extent + centre).to(vertices.dtype), mesh.faces.to(dtype)
+    return (mesh.points * extent + centre).to(vertices.dtype), mesh.faces.to(faces.dtype)
 
 
 @dataclass(frozen=True)
@@ -102,6 +96,15 @@ class _Mesh:
 
     def rings(self) -> list[Any]:
         return [shared(self.begin, wp.int32), shared(self.order, wp.int32)]
+
+
+def _prepared(points: Tensor, faces: Tensor) -> _Mesh:
+    faces = faces[(faces != faces[:, [1, 2, 0]]).all(dim=1)].contiguous()
+    quadrics = torch.zeros((len(points), 10), dtype=torch.float64, device=points.device)
+    border = torch.zeros(len(points), dtype=torch.int32, device=points.device)
+    mesh = _Mesh(faces, points, quadrics, border, *_faces_around(faces, len(points)))
+    launch(_first_quadrics, len(points), [*mesh.arrays(), *mesh.rings()], points.device)
+    return mesh
 
 
 def _independent_edges(mesh: _Mesh, share: float, strict: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,8 +130,8 @@ def _independent_edges(mesh: _Mesh, share: float, strict: int) -> tuple[Tensor, 
     return candidates[found], removed[found], cost[found]
 
 
-def _without(mesh: _Mesh, edges: Tensor) -> _Mesh:
-    """The mesh after the collapse of half-edges ``edges`` (E,); ``mesh`` itself is spent."""
+def _without(mesh: _Mesh, edges: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Faces, points, quadrics and border after the collapse of half-edges ``edges`` (E,); ``mesh`` is spent."""
     nodes = torch.arange(len(mesh.points), dtype=torch.int32, device=edges.device)
     target = nodes.clone()
     launch(_unite, len(edges), [*mesh.arrays(), shared(edges, wp.int32), shared(target, wp.int32)], edges.device)
@@ -136,8 +139,7 @@ def _without(mesh: _Mesh, edges: Tensor) -> _Mesh:
     number = (torch.cumsum(kept, 0, dtype=torch.int32) - 1)[target]
     faces = torch.index_select(number, 0, mesh.faces.view(-1)).view(-1, 3)
     faces = faces[(faces != faces[:, [1, 2, 0]]).all(dim=1)]
-    points = mesh.points[kept]
-    return _Mesh(faces, points, mesh.quadrics[kept], mesh.border[kept], *_faces_around(faces, len(points)))
+    return faces, mesh.points[kept], mesh.quadrics[kept], mesh.border[kept]
 
 
 def _faces_around(faces: Tensor, count: int) -> tuple[Tensor, Tensor]:
