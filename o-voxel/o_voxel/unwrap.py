@@ -29,9 +29,11 @@ else:
 _CONE = math.radians(40)
 # Charts of less than this part of the whole area may join a neighbour up to the wider angle.
 _CRUMB, _CRUMB_CONE = 1e-4, math.radians(70)
-# In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels.
-_RESOLUTION, _PADDING = 2048, 4
+# In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels. Few charts can have more: two texels
+# at a level of 256, where a filtered look-up inside a chart then meets no texel that lies nearer to another.
+_RESOLUTION, _PADDING, _AMPLE = 2048, 4, 16
 _FILL = 0.85  # of the atlas, what charts and their padding cover
+_ONE = 1 << 30
 _LONGEST = 1.6  # side of a chart, as a multiple of the square root of the whole area
 
 
@@ -74,7 +76,7 @@ def unwrap(vertices: Tensor, faces: Tensor) -> Unwrapped:
     flat = (charts.axes[chart] * points[source][:, None]).sum(2)
     corners = flat[number]
     padding, texels = _scale(corners, charts)
-    gap = 2 if padding > 1 else 1
+    gap = (padding + 1) // 2
     place = pack(corners, charts.label, charts.rim, len(charts.axes), padding / gap / texels, gap)
     uvs = place(flat, chart).clamp(0, 1).float()
     return Unwrapped(source, number.int(), uvs, len(charts.axes))
@@ -128,8 +130,10 @@ def _merged(clusters: _Clusters, unit: Tensor, cone: float, crumb: float) -> _Cl
     while True:
         count = len(area)
         axis = _unit(normal)
-        aligned = (unit * axis[label]).sum(1)
-        spread = torch.ones_like(area).scatter_reduce(0, label, aligned, "amin").clamp(-1, 1).acos()
+        # As integers, of which GPUs find the smallest of many far sooner.
+        aligned = ((unit * axis[label]).sum(1).clamp(-1, 1) * _ONE).int()
+        widest = torch.full((count,), _ONE, dtype=torch.int32, device=u.device)
+        spread = (widest.scatter_reduce(0, label, aligned, "amin").float() / _ONE).acos()
         middle = _unit(normal[u] + normal[v])
         turned = torch.maximum(spread[u] + _angle(axis[u], middle), spread[v] + _angle(axis[v], middle))
         outline = (rim[u] + rim[v] - 2 * shared).clamp_min(0)
@@ -324,7 +328,8 @@ def _scale(corners: Tensor, charts: _Charts) -> tuple[int, float]:
     outline = float((corners - corners.roll(-1, 1)).norm(dim=2).reshape(-1)[charts.rim].sum())
     count = len(charts.axes)
     room = _FILL * _RESOLUTION**2
-    padding = min(max(int(math.sqrt(0.3 * room / (4 * count))), 1), _PADDING)
+    affordable = math.sqrt(0.3 * room / (4 * count))
+    padding = max(1, int(min(affordable, _PADDING)), int(min(affordable / 6, _AMPLE)))
     # Half the padding around each chart, and half a cell on the average: area * t^2 + border * t + rest = room.
     border, rest = 0.75 * padding * outline, padding**2 * count
     spare = max(room - rest, 0.1 * room)

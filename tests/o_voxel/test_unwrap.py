@@ -164,7 +164,7 @@ def test_bad_input() -> None:
 
 
 def test_tiny_faces_keep_their_place() -> None:
-    """xatlas takes small areas for nothing, and once moved what such faces joined by half."""
+    """Packing once took small areas for nothing, and moved what such faces joined by half."""
     mesh = voxelise(bumpy_sphere(), 64).mesh
     vertices = mesh.vertices * 0.01
     flat = unwrap(vertices, mesh.faces)
