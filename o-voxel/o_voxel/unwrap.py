@@ -29,8 +29,8 @@ else:
 _CONE = math.radians(40)
 # Charts of less than this part of the whole area may join a neighbour up to the wider angle.
 _CRUMB, _CRUMB_CONE = 1e-4, math.radians(70)
-# In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels. Few charts can have more: two texels
-# at a level of 256, where a filtered look-up inside a chart then meets no texel that lies nearer to another.
+# In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels. Few charts can have more: two
+# texels at a level of 256, where a filtered look-up inside a chart then meets none that lies nearer to another.
 _RESOLUTION, _PADDING, _AMPLE = 2048, 4, 16
 _FILL = 0.85  # of the atlas, what charts and their padding cover
 _ONE = 1 << 30
