@@ -146,6 +146,8 @@ def test_norms_in_one_kernel(dtype: torch.dtype) -> None:
             return norm.to(x.device, torch.float32)(x)
 
         check(norm, random(5, channels))
+        check(norm, random(1, channels, 3, 5).permute(0, 2, 3, 1))
+        check(norm, random(4, 2 * channels)[:, :channels])
         check(with_weights, random(5, channels))
         for rows in (1, 5):
             scale, shift = random(rows, 6 * channels).chunk(6, dim=1)[1:3]

@@ -29,7 +29,7 @@ def layer_norm(
     x: (..., C). weight, bias: both (C,), (1, C) or (rows of x, C), or both None.  Returns the shape and dtype of x.
     """
     channels = x.shape[-1]
-    rows = x.reshape(-1, channels)
+    rows = x.reshape(-1, channels).contiguous()  # a transposed tensor would still be a view
     out = torch.empty_like(rows)
     if not len(rows):
         return out.view(x.shape)
