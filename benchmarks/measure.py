@@ -179,7 +179,7 @@ def matmul_rate(device: torch.device) -> float:
 def machine(device: torch.device) -> dict[str, Any]:
     """Date, device and versions."""
     versions = {}
-    for package in ("numpy", "transformers", "warp-lang", "triton", "flash-attn", "av", "xatlas", "nvidia-cudnn-cu13"):
+    for package in ("numpy", "transformers", "warp-lang", "triton", "flash-attn", "av", "nvidia-cudnn-cu13"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     facts: dict[str, Any] = {

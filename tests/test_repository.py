@@ -37,7 +37,7 @@ HOSTS = [
 ]
 
 GPU_MODULES = {"flash_attn", "flex_gemm", "cumesh", "nvdiffrast", "utils3d"}
-O_VOXEL_MAY_IMPORT = {"torch", "numpy", "scipy", "warp", "xatlas", "fast_simplification", "zstandard", "o_voxel"}
+O_VOXEL_MAY_IMPORT = {"torch", "numpy", "warp", "fast_simplification", "zstandard", "o_voxel"}
 
 
 def tracked() -> list[Path]:

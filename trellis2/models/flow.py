@@ -76,7 +76,10 @@ class FeedForward(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.mlp(x)
+        h = self.mlp[0](x)
+        # In place where no gradient needs what was there: the hidden layer is the largest tensor of all.
+        h = self.mlp[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h, approximate="tanh")
+        out: Tensor = self.mlp[2](h)
         return out
 
 
