@@ -21,7 +21,7 @@ quiet_seconds=20 # the event stream says every 15 seconds that it is still there
 
 id=
 answer=$(mktemp)
-trap 'rm -f "$answer"' EXIT
+trap 'rm -f "$answer" "$answer.code"; kill $(jobs -p) 2>/dev/null || true' EXIT
 
 fail() { # CODE SENTENCE
     printf 'client_examples.sh: %s\n' "$2" >&2
@@ -31,7 +31,7 @@ fail() { # CODE SENTENCE
 interrupted() { # CODE
     trap '' INT TERM
     if [ -n "$id" ]; then
-        call --request POST "$url/api/v1/jobs/$id/cancel" >"$answer" && printf '\nCancelled %s.\n' "$id" >&2
+        call --max-time 20 --request POST "$url/api/v1/jobs/$id/cancel" >"$answer" && printf '\nCancelled %s.\n' "$id" >&2
     fi
     exit "$1"
 }
@@ -48,9 +48,8 @@ request() { # CURL ARGUMENT...; leaves the JSON in $answer
     local code
     # In the background, because bash looks at signals only between commands and while it waits.
     call --output "$answer" --write-out '%{http_code}' "$@" >"$answer.code" &
-    wait $! || { rm -f "$answer.code" && fail 3 "$url does not answer"; }
+    wait $! || fail 3 "$url does not answer"
     code=$(<"$answer.code")
-    rm -f "$answer.code"
     case $code in
     2*) ;;
     429 | 502 | 503 | 504) fail 3 "$(sentence)" ;;
@@ -89,13 +88,11 @@ printf '\nFollow it: one event at every change, until it ends; where the stream 
 status=queued
 while [ "$status" = queued ] || [ "$status" = running ]; do
     exec 3< <(call --no-buffer --retry 0 --fail "$url/api/v1/jobs/$id/events" 2>/dev/null)
-    stream=$!
     while IFS= read -r -t "$quiet_seconds" line <&3; do
         case $line in
         data:*) show <<<"${line#data:}" ;;
         esac
     done
-    kill "$stream" 2>/dev/null || true
     exec 3<&-
     request "$url/api/v1/jobs/$id"
     status=$(jq --raw-output .status "$answer")
@@ -110,8 +107,7 @@ cancelled) fail 4 "$(jq --raw-output .message "$answer")" ;;
 esac
 
 printf '\nDownload its files.\n'
-mapfile -t paths < <(jq --raw-output '.model_url, .video_url, .preview_image_url | values' "$answer")
-for path in "${paths[@]}"; do
+for path in $(jq --raw-output '.model_url, .video_url, .preview_image_url | values' "$answer"); do
     name=${path##*/}
     call --fail --output "$name.partial" "$url$path" || { rm -f "$name.partial" && fail 3 "$path was not downloaded"; }
     mv "$name.partial" "$name"

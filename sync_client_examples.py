@@ -2,22 +2,24 @@
 
     python sync_client_examples.py [EXAMPLE...]
 
-EXAMPLE: quick, best, model_only, several, cancelled or refused; without one it is quick.  Start the service first:
-``python api.py``; if it is elsewhere or asks for a key, set TRELLIS2_URL and TRELLIS2_API_KEY.
+EXAMPLE: quick, best, model_only, several, at_once, cancelled or refused; without one it is quick.  Start the service
+first: ``python api.py``; if it is elsewhere or asks for a key, set TRELLIS2_URL and TRELLIS2_API_KEY.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from client_examples import EXAMPLE, TRELLIS2Client, TRELLIS2Error, multipart
+from client_examples import EXAMPLE, AsyncTRELLIS2Client, BadRequest, JobCancelled, TRELLIS2Client, multipart
 
 URL = os.environ.get("TRELLIS2_URL", "http://localhost:8000")
-client = TRELLIS2Client(URL, os.environ.get("TRELLIS2_API_KEY"))
+KEY = os.environ.get("TRELLIS2_API_KEY")
+client = TRELLIS2Client(URL, KEY)
 
 
 def say(text: object) -> None:
@@ -57,13 +59,28 @@ def several() -> None:
         say(client.download_file(result["model_url"], f"seed_{result['seed']}.glb"))
 
 
+def at_once() -> None:
+    """The same from a program that does other things meanwhile, with asyncio."""
+
+    async def make(service: AsyncTRELLIS2Client, seed: int) -> None:
+        settings: dict[str, Any] = {"pipeline_type": "512", "texture_size": 1024, "generate_video": False}
+        result = await service.image_to_3d(EXAMPLE, seed=seed, **settings)
+        say(await service.download_file(result["model_url"], f"seed_{seed}.glb"))
+
+    async def make_all() -> None:
+        service = AsyncTRELLIS2Client(URL, KEY)
+        await asyncio.gather(*(make(service, seed) for seed in (1, 2, 3)))
+
+    asyncio.run(make_all())
+
+
 def cancelled() -> None:
     """Start, think better of it."""
     job = client.submit(EXAMPLE)
     client.cancel(job["job_id"])
     try:
         client.wait(job)
-    except TRELLIS2Error as error:
+    except JobCancelled as error:
         say(error)
 
 
@@ -71,12 +88,12 @@ def refused() -> None:
     """What cannot be used is answered with a sentence."""
     try:
         client.image_to_3d(EXAMPLE, texture_size=100)
-    except TRELLIS2Error as error:
+    except BadRequest as error:
         say(f"{error.status}: {error}")
 
 
 EXAMPLES: dict[str, Callable[[], None]] = {
-    example.__name__: example for example in (quick, best, model_only, several, cancelled, refused)
+    example.__name__: example for example in (quick, best, model_only, several, at_once, cancelled, refused)
 }
 
 if __name__ == "__main__":
