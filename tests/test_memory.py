@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trellis2 import memory
-from trellis2.memory import GIB, Residency, fits, weight_bytes
+from trellis2.errors import CapacityError, InputError
+from trellis2.memory import GIB, Residency, fits, memory_given_back, weight_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -118,6 +120,43 @@ def test_streamed_weights_go_back_after_an_error(streaming: Residency) -> None:
         model(wrong)
     assert [t.data_ptr() for t in memory._tensors(model)] == resting
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("Failed to allocate 4096 bytes on device 'cuda:0'"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1099511627776 bytes."),
+    ],
+    ids=str,
+)
+def test_full_memory_is_told_from_other_errors(error: Exception) -> None:
+    with pytest.raises(CapacityError, match="take less"), memory_given_back("take less"):
+        raise error
+    other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"), memory_given_back("take less"):
+        raise other
+
+
+def test_what_failed_holds_nothing() -> None:
+    def fail() -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        raise InputError("stop")
+
+    held: list[weakref.ref[Large]] = []
+    with pytest.raises(InputError) as caught, memory_given_back("take less"):
+        fail()
+    assert caught.value.args == ("stop",)
+    assert held[0]() is None
+
+
+class Large:
+    """Stands for a tensor."""
 
 
 @pytest.mark.gpu

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import traceback
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from .errors import CapacityError
 
 logger = logging.getLogger("trellis2")
 
@@ -21,6 +24,8 @@ OUTSIDE_TORCH = int(0.75 * GIB)
 
 _SEGMENT = 128 * 2**20  # bytes that are copied in one go; a block of the published flows has 85 MB
 _ALIGNMENT = 512
+# How torch, cuBLAS, cuDNN and Warp say that a GPU, or the host, is full.
+_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ailed to allocate", "not enough memory", "can't allocate memory")
 
 
 class Residency:
@@ -64,6 +69,24 @@ class Residency:
                 segment.release()
             # So that blocks of the next network's sizes, and memory outside torch, find room.
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def memory_given_back(remedy: str) -> Iterator[None]:
+    """Free what a failed or cancelled block holds.  Raises CapacityError(remedy) where memory ran out in it."""
+    try:
+        yield
+    except Exception as error:
+        # The frames that failed would hold their tensors as long as the caller holds the error.
+        traceback.clear_frames(error.__traceback__)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        full = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        )
+        if not full:
+            raise
+        raise CapacityError(remedy) from error
 
 
 def fits(weights: int, device: torch.device, gpu_memory: float | None) -> bool:

@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,10 +22,10 @@ from torch import Tensor
 
 from .bake import bake
 from .checkpoint import DEFAULT_MATTING, Checkpoint, Normalization, load_checkpoint, load_matting
-from .errors import CapacityError, CheckpointError, InputError
+from .errors import CheckpointError, InputError
 from .export import write_glb, write_png, write_video
 from .image import ImageSource, open_image, prepare
-from .memory import Residency, fits, limit_memory, weight_bytes
+from .memory import Residency, fits, limit_memory, memory_given_back, weight_bytes
 from .mesh import Asset, MaterialVoxels, Mesh, MeshStatistics
 from .models.matting import BiRefNet
 from .models.voxel_vae import dual_grid_fields
@@ -53,6 +52,7 @@ CASCADE_STEP = 128
 VIDEO_FPS = 15.0
 HOLE_PERIMETER = 0.03  # of holes closed after decoding, in metres
 
+_TOO_LARGE = "The networks do not fit into memory; leave low_vram on, or run on a machine with more memory."
 _EMPTY = "The model made an empty surface of this picture; try another seed or a clearer picture."
 
 # Expected share of the time of each stage; only for a bar that moves evenly.
@@ -131,8 +131,9 @@ class Pipeline:
         self.residency = Residency(device, resident=not low_vram or fits(weight_bytes(models), device, gpu_memory))
         if gpu_memory is not None and device.type != "cpu":
             limit_memory(device, gpu_memory)
-        for model in models:
-            self.residency.settle(model)
+        with memory_given_back(_TOO_LARGE):
+            for model in models:
+                self.residency.settle(model)
 
     @classmethod
     def from_pretrained(
@@ -154,7 +155,7 @@ class Pipeline:
         matting: folder or hub id of the network that removes backgrounds, loaded when the first picture needs it:
         ZhengPeng7/BiRefNet or one of its kin, briaai/RMBG-2.0, or "none" to remove them by colour. None takes the
         environment's TRELLIS2_MATTING, else the first of these, or none where the checkpoint has none.
-        Raises CheckpointError and InputError.
+        Raises CheckpointError, InputError and CapacityError.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = model or os.environ.get(MODEL_VARIABLE)
@@ -202,7 +203,7 @@ class Pipeline:
         skipped |= {"video"} if not options.generate_video else set()
         progress = Progress({k: v for k, v in STAGE_WEIGHTS.items() if k not in skipped}, on_progress)
         png, glb, mp4 = (folder / name for name in ("no_background.png", "model.glb", "video.mp4"))
-        with torch.inference_mode(), _memory_given_back(options):
+        with torch.inference_mode(), memory_given_back(_smaller(options)):
             return self._run(image, options, progress, png, glb, mp4)
 
     def generate(
@@ -210,7 +211,7 @@ class Pipeline:
     ) -> Generation:
         """Picture in, asset out; no files.  Arguments and errors as for ``run``."""
         stages = {k: v for k, v in STAGE_WEIGHTS.items() if k not in ("model", "video")}
-        with torch.inference_mode(), _memory_given_back(options):
+        with torch.inference_mode(), memory_given_back(_smaller(options)):
             return self._generate(image, options, Progress(stages, on_progress))
 
     def _run(
@@ -557,26 +558,9 @@ def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
     timings[name] = time.perf_counter() - start
 
 
-# How torch, cuBLAS, cuDNN and Warp say that a GPU is full.
-_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "failed to allocate")
-
-
-@contextmanager
-def _memory_given_back(options: GenerateOptions) -> Iterator[None]:
-    """Free what a failed or cancelled run holds; where memory ran out, name the preset and the smaller choice."""
-    try:
-        yield
-    except Exception as error:
-        # The frames that failed would hold their tensors as long as the caller holds the error.
-        traceback.clear_frames(error.__traceback__)
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        full = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-        )
-        if not full:
-            raise
-        raise CapacityError(
-            f"Out of memory at pipeline_type={options.pipeline_type!r}, texture_size={options.texture_size}; "
-            "choose a smaller pipeline_type ('512' is the smallest) or texture_size."
-        ) from error
+def _smaller(options: GenerateOptions) -> str:
+    """What to say where memory runs out."""
+    return (
+        f"Out of memory at pipeline_type={options.pipeline_type!r}, texture_size={options.texture_size}; "
+        "choose a smaller pipeline_type ('512' is the smallest) or texture_size."
+    )
