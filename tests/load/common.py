@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from client_examples import TRELLIS2Client, TRELLIS2Error
+from client_examples import TRELLIS2Client, TRELLIS2Error  # noqa: E402
 
 STUB = ("tests/load/stub_service.py",)
 REAL = ("api.py",)
