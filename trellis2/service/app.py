@@ -26,6 +26,7 @@ from trellis2.version import VERSION
 
 from .forms import FORM_BYTES
 from .jobs import COMPLETED, OPEN, JobStore
+from .page import add_page
 from .routes import Service, router
 from .settings import Settings
 from .storage import Storage
@@ -57,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.include_router(router)
+    add_page(app, settings)
     app.add_exception_handler(InputError, _input_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(ClientDisconnect, _disconnected)
