@@ -27,7 +27,8 @@ def fuzz(program: str, port: int, key: str | None, examples: int, folder: Path) 
     address = f"http://127.0.0.1:{port}"
     command = [program, "run", f"{address}/openapi.json", "--url", address, "--checks", "all", "--no-color"]
     command += ["--max-examples", str(examples), "--seed", "1", "--request-timeout", "30", "--continue-on-failure"]
-    command += ["--header", f"Authorization: Bearer {key}"] if key else []
+    if key is not None:
+        (folder / "schemathesis.toml").write_text(f'[auth.openapi.HTTPBearer]\nbearer = "{key}"\n')
     picture = folder / "toy.png"
     picture.write_bytes(toy())
     hooks = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE), "PICTURE": str(picture)}

@@ -1,11 +1,22 @@
-"""Loaded by schemathesis, for openapi_fuzz.py: what the schema calls binary is a picture, which no schema can say."""
+"""Loaded by schemathesis, for openapi_fuzz.py: what no schema can say."""
 
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies
 
+# The binary is a picture.
 schemathesis.openapi.format("binary", strategies.just(Path(os.environ["PICTURE"]).read_bytes()))
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """No key comes twice with different requests, which is refused."""
+    for name, value in (case.headers or {}).items():
+        if name.lower() == "idempotency-key" and isinstance(value, str) and 1 <= len(value) <= 255:
+            case.headers[name] = (uuid.uuid4().hex + value)[:255]

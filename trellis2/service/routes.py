@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from starlette.exceptions import HTTPException
 
 from trellis2.image import open_image
 
+from .estimate import seconds_left
 from .forms import Wish, form_schema, read_form
 from .jobs import CANCELLED, COMPLETED, FAILED, RUNNING, Job, JobStore, KeyReusedError, QueueFullError, Status
 from .settings import Settings
 from .storage import FILES, Storage
 from .views import Deleted, Health, JobPage, JobView, Problem, Readiness, job_view
+from .webhooks import DELIVERED, GIVEN_UP, POSTPONED, Webhooks, checked_url
 from .worker import Bell, Worker
 
 KEEP_ALIVE = 15.0  # seconds after which an event stream says that it is still there
@@ -33,7 +36,7 @@ LOOK_FOR_CALLER = 1.0  # seconds between two looks whether somebody still waits 
 USUAL_SECONDS = 60.0  # of a job, while none has been completed
 DECODERS = 2  # pictures checked at the same time; each may take some 300 MB
 
-FAILURES = {"input": 422, "capacity": 503, "checkpoint": 503, "interrupted": 500, "internal": 500}
+FAILURES = {"input": 422, "capacity": 503, "checkpoint": 503, "timeout": 504, "interrupted": 500, "internal": 500}
 """HTTP status of a synchronous request whose job failed."""
 
 
@@ -46,6 +49,7 @@ class Service:
     storage: Storage
     bell: Bell
     worker: Worker
+    webhooks: Webhooks
     stopping: bool = False
     decoders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
 
@@ -56,7 +60,29 @@ class Service:
         return [] if self.worker.loaded else ["The model is being loaded."]
 
     def view(self, job: Job) -> JobView:
-        return job_view(job, self.store.position(job), self.worker.live)
+        return job_view(
+            job,
+            self.store.position(job),
+            self.worker.live,
+            seconds_left=self._seconds_left(job),
+            delivery=self.store.delivery(job.id, "completed") if job.webhook else None,
+        )
+
+    def _seconds_left(self, job: Job) -> float | None:
+        """Until the job has ended, those before it included; None where that is not known."""
+        if not job.open:
+            return None
+        total, live = 0.0, self.worker.live
+        for one in [job] if job.status == RUNNING else self.store.ahead(job):
+            expected = self.worker.history.expected(one.options)
+            if expected is None:
+                return None
+            if live is not None and live.job_id == one.id:
+                since = time.monotonic() - live.since
+                total += seconds_left(expected, live.stage, live.step, live.steps, since)
+            else:
+                total += sum(expected.values())
+        return total
 
 
 def _service(request: Request) -> Service:
@@ -137,7 +163,7 @@ async def readyz(service: Running, response: Response) -> Readiness:
     response_model=JobView,
     responses={
         202: {"model": JobView, "description": "The job goes on by itself; Location names it."},
-        **_problems(400, 401, 409, 413, 415, 429, 500, 503),
+        **_problems(400, 401, 409, 413, 415, 429, 500, 503, 504),
     },
     openapi_extra={"requestBody": form_schema()},
 )
@@ -165,6 +191,8 @@ async def image_to_3d(
     if idempotency_key is None and await run_in_threadpool(service.store.waiting) >= service.settings.queue_limit:
         raise await _queue_full(service)
     wish = await read_form(request)
+    if wish.webhook is not None:
+        checked_url(wish.webhook, service.settings)
     job = await _accept(service, owner, wish, idempotency_key)
     if wish.wait and "respond-async" not in prefer.lower():
         return await _ended(service, job, request, leave_cancels=idempotency_key is None)
@@ -177,13 +205,20 @@ async def image_to_3d(
 
 async def _accept(service: Service, owner: str, wish: Wish, idempotency_key: str | None) -> Job:
     """Store a job, so that it is never lost from here on. Raises InputError for a picture that cannot be used."""
-    digest = hashlib.sha256(json.dumps(wish.options, sort_keys=True).encode())
+    webhook = {"webhook": wish.webhook, "webhook_events": wish.webhook_events} if wish.webhook is not None else {}
+    digest = hashlib.sha256(json.dumps(wish.options | webhook, sort_keys=True).encode())
     async with service.decoders:
         await run_in_threadpool(open_image, wish.picture)
         await run_in_threadpool(digest.update, wish.picture)
         job_id = service.store.new_id()
         await run_in_threadpool(service.storage.keep_upload, job_id, wish.picture)
-    submit = partial(service.store.submit, idempotency_key=idempotency_key, queue_limit=service.settings.queue_limit)
+    submit = partial(
+        service.store.submit,
+        idempotency_key=idempotency_key,
+        queue_limit=service.settings.queue_limit,
+        webhook=wish.webhook,
+        webhook_events=wish.webhook_events,
+    )
     job = None
     try:
         job = await run_in_threadpool(submit, job_id, owner, wish.options, digest.hexdigest())
@@ -338,10 +373,17 @@ async def delete_outputs(service: Running, job: Known) -> Deleted:
     return Deleted(job_id=job.id, message="All output files of the job are deleted")
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=_problems(401), dependencies=[Depends(_owner)])
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "The figures."}, **_problems(401)},
+    dependencies=[Depends(_owner)],
+)
 async def metrics(service: Running) -> PlainTextResponse:
     """Figures in Prometheus' text format, counted since the start of the service."""
     waiting = await run_in_threadpool(service.store.waiting)
+    calls = await run_in_threadpool(service.store.deliveries_waiting)
+    made = service.webhooks.attempts
     worker = service.worker
     lines = [
         "# HELP trellis2_jobs_total Jobs that ended.",
@@ -356,6 +398,12 @@ async def metrics(service: Running) -> PlainTextResponse:
         "# HELP trellis2_jobs_running Jobs that the model works on.",
         "# TYPE trellis2_jobs_running gauge",
         f"trellis2_jobs_running {int(worker.live is not None)}",
+        "# HELP trellis2_webhook_attempts_total Calls of webhooks by what came of them.",
+        "# TYPE trellis2_webhook_attempts_total counter",
+        *(f'trellis2_webhook_attempts_total{{result="{r}"}} {made[r]}' for r in (DELIVERED, POSTPONED, GIVEN_UP)),
+        "# HELP trellis2_webhooks_waiting Calls of webhooks that are to be made.",
+        "# TYPE trellis2_webhooks_waiting gauge",
+        f"trellis2_webhooks_waiting {calls}",
         "# HELP trellis2_model_loaded Whether the model is loaded.",
         "# TYPE trellis2_model_loaded gauge",
         f"trellis2_model_loaded {int(worker.loaded)}",
