@@ -68,4 +68,5 @@ def test_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch, name: str, text: 
 
 def test_api_py_lists_them() -> None:
     listed = re.findall(r"^    (TRELLIS2_\w+) ", API.read_text(), re.MULTILINE)
-    assert set(listed) == {"TRELLIS2_MODEL", *_VARIABLES, *VIDEO_VARIABLES}
+    pipelines = {"TRELLIS2_MODEL", "TRELLIS2_MATTING", "TRELLIS2_GPU_MEMORY"}
+    assert set(listed) == {*pipelines, *_VARIABLES, *VIDEO_VARIABLES}
