@@ -9,6 +9,7 @@ const key = $("key"); // only where the service asks for one
 const stages = [...document.querySelectorAll("[data-stage]")];
 const HASH = /^#job=([0-9a-f-]{36})$/;
 const RETRY_MILLISECONDS = 1500;
+const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
 let followed = null; // { id, stop: AbortController } of the job that is shown
 let addresses = []; // of files in memory, to be given back
@@ -74,16 +75,20 @@ function say(text) {
   if ($("status").textContent !== text) $("status").textContent = text;
 }
 
-/** Show what is wrong and go to the input that the sentence begins with. */
+/** Show what is wrong, beside the input that the sentence begins with or else beside the state of the job. */
 function complain(text, input = null) {
-  $("alert").textContent = text;
-  $("alert").hidden = false;
+  const alert = $("alert");
   const culprit = input ?? form.elements[/^\w+(?==)/.exec(text)?.[0]];
-  if (!culprit) return;
-  culprit.setAttribute("aria-invalid", "true");
-  const details = culprit.closest("details");
-  if (details) details.open = true;
-  culprit.focus();
+  (culprit?.closest(".field, .drop") ?? $("status")).after(alert);
+  alert.textContent = text;
+  alert.hidden = false;
+  if (culprit) {
+    culprit.setAttribute("aria-invalid", "true");
+    const details = culprit.closest("details");
+    if (details) details.open = true;
+    culprit.focus();
+  }
+  alert.scrollIntoView({ block: "nearest" });
 }
 
 function forgiveAll() {
@@ -174,6 +179,7 @@ form.addEventListener("submit", async (event) => {
     follow(job.job_id);
   } catch (error) {
     $("submit").disabled = false;
+    $("submit").focus({ preventScroll: true });
     say("Nothing was started.");
     complain(error.message, error.status === 401 ? key : null);
   }
@@ -271,7 +277,7 @@ async function showEnd(job) {
   if (here) $("results-title").focus();
   const files = [
     ["cutout", job.preview_image_url, showPicture],
-    ["video", job.video_url, showPicture],
+    ["video", job.video_url, showVideo],
     ["model", job.model_url, showModel],
   ];
   for (const [id, path, show] of files) {
@@ -295,7 +301,14 @@ async function showFile(figure, path, show) {
 }
 
 function showPicture(figure, address) {
-  figure.querySelector("img, video").src = address;
+  figure.querySelector("img").src = address;
+}
+
+function showVideo(figure, address) {
+  const video = figure.querySelector("video");
+  video.src = address;
+  // A browser that does not let it begin leaves that to its reader.
+  if (!stillness.matches) video.play().catch(() => {});
 }
 
 async function showModel(figure, address, blob) {
@@ -347,7 +360,8 @@ async function sayWhenReady() {
   for (;;) {
     const health = await fetch(new URL("./health", document.baseURI)).then((answer) => answer.json(), () => null);
     if (followed || !health) return;
-    if (health.status !== "loading") return health.model_loaded ? say("Choose a picture, then press Make 3D.") : complain(health.message);
+    if (health.status === "unhealthy") return complain(health.message);
+    if (health.model_loaded) return say("Choose a picture, then press Make 3D.");
     say(`${health.message} Jobs may be sent already; they wait.`);
     await new Promise((resolve) => setTimeout(resolve, RETRY_MILLISECONDS));
   }

@@ -3,6 +3,8 @@
 const TEXTURE_SIDE = 4096; // larger ones are halved: with mipmaps they take 85 MB as it is
 const FIELD = 0.6; // of view, radians
 const TURN_SECONDS = 16;
+const SLOW_SECONDS = 0.07; // between two frames
+const LEAST_DENSITY = 0.5; // drawn pixels per pixel of the page
 const PITCH_LIMIT = 1.5; // radians; at the pole "up" would be lost
 const START = { yaw: 0.6, pitch: 0.3, distance: 1 };
 
@@ -50,7 +52,7 @@ vec3 surroundings(vec3 direction, float roughness) {
   float edge = mix(0.15, 1.0, roughness);
   float sky = smoothstep(-edge, edge, direction.y - 0.1);
   float lamp = smoothstep(0.80 - 0.5 * edge, 0.90 + 0.1 * edge, dot(direction, normalize(TOWARDS[0])));
-  return mix(vec3(0.20, 0.19, 0.18), vec3(0.62, 0.65, 0.70), sky) + lamp * mix(1.8, 0.15, roughness);
+  return mix(vec3(0.38, 0.37, 0.36), vec3(0.80, 0.82, 0.86), sky) + lamp * mix(1.8, 0.15, roughness);
 }
 
 void main() {
@@ -146,6 +148,7 @@ export class Viewer {
     this.scene = null; // what the GPU holds of it
     this.turning = false;
     this.camera = { ...START };
+    this.density = Math.min(devicePixelRatio, 2);
     this.pointers = new Map();
     this.wanted = 0; // number of the frame that was asked for
     this.before = 0; // time of the last frame
@@ -257,7 +260,12 @@ export class Viewer {
   #ask() {
     this.wanted ||= requestAnimationFrame((now) => {
       this.wanted = 0;
-      if (this.turning && this.before) this.camera.yaw += ((now - this.before) / 1000) * ((2 * Math.PI) / TURN_SECONDS);
+      if (this.turning && this.before) {
+        const seconds = (now - this.before) / 1000;
+        this.camera.yaw += (seconds * 2 * Math.PI) / TURN_SECONDS;
+        // A machine that cannot keep up gets fewer pixels, so that the rest of the page stays usable.
+        if (seconds > SLOW_SECONDS) this.density = Math.max(LEAST_DENSITY, this.density * 0.8);
+      }
       this.before = now;
       this.#draw();
       if (this.turning && this.scene) this.#ask();
@@ -266,9 +274,8 @@ export class Viewer {
 
   #draw() {
     const { gl, canvas, scene, model } = this;
-    const density = Math.min(devicePixelRatio, 2);
-    const width = Math.round(canvas.clientWidth * density);
-    const height = Math.round(canvas.clientHeight * density);
+    const width = Math.round(canvas.clientWidth * this.density);
+    const height = Math.round(canvas.clientHeight * this.density);
     if (!scene || !width || !height) return;
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     gl.viewport(0, 0, width, height);
