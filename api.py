@@ -10,8 +10,14 @@ Settings of a deployment (environment):
     TRELLIS2_API_KEYS          keys, separated by commas, of which a caller has to send one; unset: anybody may call
     TRELLIS2_CORS_ORIGINS      origins, separated by commas, whose pages may call from a browser; unset: none
     TRELLIS2_QUEUE             jobs that may wait; more are answered with 429 (16)
+    TRELLIS2_JOB_SECONDS       time a job may take before it is stopped and fails (3600)
     TRELLIS2_KEEP_HOURS        age at which a job and its files are removed (168)
     TRELLIS2_KEEP_GB           room for the files of all jobs; the oldest are removed first (20)
+    TRELLIS2_WEBHOOK_SECRET    signs webhooks: whsec_ and base64, such as whsec_$(openssl rand -base64 32); while one
+                               takes over from another, both, separated by a comma; unset: webhooks are refused
+    TRELLIS2_WEBHOOK_HOSTS     hosts (name or name:port), separated by commas, that webhooks may go to; unset: any
+    TRELLIS2_WEBHOOK_PRIVATE   true lets webhooks go to private networks, by http, to any port; for receivers beside
+                               the service, with TRELLIS2_WEBHOOK_HOSTS naming them (false)
     TRELLIS2_VIDEO_FRAMES      frames of the turntable (120)
     TRELLIS2_VIDEO_RESOLUTION  width and height of the turntable in pixels (1024)
 """
@@ -35,4 +41,4 @@ log_as_json()
 app = create_app(settings)
 
 if __name__ == "__main__":
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None)
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, server_header=False)

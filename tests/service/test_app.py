@@ -55,7 +55,7 @@ def test_the_parameters_are_the_table_of_options(service: TestClient) -> None:
     body = document["paths"]["/api/v1/image-to-3d"]["post"]["requestBody"]
     fields = body["content"]["multipart/form-data"]["schema"]["properties"]
     specs = {s.name: s for s in option_specs() if s.documented and s.name != "return_no_background"}
-    assert list(fields) == ["image", *specs, "wait"]
+    assert list(fields) == ["image", *specs, "wait", "webhook", "webhook_events"]
     assert len(specs) + 1 == 15
     assert "securitySchemes" not in document["components"]
     for name, spec in specs.items():
@@ -384,6 +384,35 @@ def test_the_queue_is_bounded(start_service: StartService, tmp_path: Path, pictu
             assert int(refused.headers["Retry-After"]) > 0
         assert submit(client, picture, headers=key, **long).json()["job_id"] == waiting["job_id"]
         assert set(uploads(client)) == {running, waiting["job_id"]}
+
+
+def test_a_job_that_takes_too_long_is_stopped(start_service: StartService, tmp_path: Path, picture: bytes) -> None:
+    with start_service(tmp_path, job_seconds=0.3) as client:
+        start = time.monotonic()
+        answer = submit(client, picture, **LONG)
+        assert time.monotonic() - start < 3
+        assert answer.status_code == 504
+        assert answer.json()["detail"].startswith("The job took longer than the 0.3 seconds that are allowed;")
+        job = client.get(f"/api/v1/jobs/{answer.json()['job_id']}").json()
+        assert (job["status"], job["error"]) == ("failed", answer.json()["detail"])
+        assert uploads(client) == []
+
+
+def test_the_time_left(start_service: StartService, tmp_path: Path, picture: bytes) -> None:
+    fields = LONG | {"wait": "false"}
+    for _ in range(2):  # a restart forgets nothing
+        with start_service(tmp_path) as client:
+            first = submit(client, picture, **fields).json()
+            if not client.get("/api/v1/jobs?status=completed").json()["jobs"]:
+                assert first["estimated_seconds_left"] is None
+                job_after(client, first["job_id"], "completed")
+                continue
+            second = submit(client, picture, **fields).json()
+            unlike = submit(client, picture, **(fields | {"pipeline_type": "1024"})).json()
+            assert 0 < first["estimated_seconds_left"] < second["estimated_seconds_left"]
+            assert unlike["estimated_seconds_left"] is None
+            ended = job_after(client, first["job_id"], "completed")
+            assert ended["estimated_seconds_left"] is None
 
 
 def test_old_files_are_removed(start_service: StartService, tmp_path: Path, picture: bytes) -> None:

@@ -96,6 +96,28 @@ def test_what_the_stopping_service_gives_back_is_not_an_interruption(store: JobS
     assert (back.id, back.interruptions) == (job.id, 0)
 
 
+def test_a_file_of_the_first_version_is_brought_up_to_date(store: JobStore, tmp_path: Path) -> None:
+    job = add(store)
+    for name in ("webhook", "webhook_events", "trace"):
+        store._db.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+    store._db.execute("DROP TABLE deliveries")
+    store._db.execute("PRAGMA user_version = 1")
+    store = reopened(store, tmp_path)
+    assert store.get(job.id) == job
+    assert store.deliveries_waiting() == 0
+    store._db.execute("PRAGMA user_version = 99")
+    with pytest.raises(InputError, match="was written by a newer version"):
+        reopened(store, tmp_path)
+
+
+def test_the_line_of_jobs_ahead(store: JobStore) -> None:
+    first, second, third, fourth = (add(store) for _ in range(4))
+    store.claim()
+    store.cancel(second.id)
+    assert [job.id for job in store.ahead(third)] == [first.id, third.id]
+    assert [job.id for job in store.ahead(fourth)] == [first.id, third.id, fourth.id]
+
+
 def test_keys_belong_to_owners(store: JobStore) -> None:
     mine, theirs = add(store, key="k", owner="a"), add(store, key="k", owner="b")
     assert mine.id != theirs.id

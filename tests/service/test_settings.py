@@ -34,6 +34,10 @@ def test_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         "TRELLIS2_QUEUE": "3",
         "TRELLIS2_KEEP_HOURS": "0.5",
         "TRELLIS2_KEEP_GB": "7",
+        "TRELLIS2_JOB_SECONDS": "60",
+        "TRELLIS2_WEBHOOK_SECRET": "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz, whsec_QUJDREVGR0hJSktMTU5PUFFSU1RVVldY",
+        "TRELLIS2_WEBHOOK_HOSTS": "Hooks.example, receiver:3000",
+        "TRELLIS2_WEBHOOK_PRIVATE": "true",
         "TRELLIS2_VIDEO_FRAMES": "8",
     }.items():
         monkeypatch.setenv(name, text)
@@ -46,6 +50,10 @@ def test_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         queue_limit=3,
         keep_hours=0.5,
         keep_gigabytes=7.0,
+        job_seconds=60.0,
+        webhook_secrets=(b"012345678901234567890123", b"ABCDEFGHIJKLMNOPQRSTUVWX"),
+        webhook_hosts=("hooks.example", "receiver:3000"),
+        webhook_private=True,
         video={"video_frames": 8},
     )
 
@@ -57,6 +65,11 @@ def test_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TRELLIS2_QUEUE", "0", "TRELLIS2_QUEUE='0' must be a whole number from 1 to 100000."),
         ("TRELLIS2_KEEP_GB", "nan", "TRELLIS2_KEEP_GB='nan' must be a number of gigabytes from 0.1 to 1000000."),
         ("TRELLIS2_API_KEYS", "", "TRELLIS2_API_KEYS='' must be one key or several, separated by commas."),
+        ("TRELLIS2_JOB_SECONDS", "0", "TRELLIS2_JOB_SECONDS='0' must be a number of seconds from 1 to 1000000."),
+        ("TRELLIS2_WEBHOOK_PRIVATE", "", "TRELLIS2_WEBHOOK_PRIVATE='' must be true or false."),
+        ("TRELLIS2_WEBHOOK_SECRET", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz", "TRELLIS2_WEBHOOK_SECRET must be whsec_ and"),
+        ("TRELLIS2_WEBHOOK_SECRET", "whsec_c2hvcnQ=", "TRELLIS2_WEBHOOK_SECRET must be whsec_ and the base64 of 24 to"),
+        ("TRELLIS2_WEBHOOK_SECRET", "whsec_???", "TRELLIS2_WEBHOOK_SECRET must be whsec_ and the base64 of 24 to"),
         ("TRELLIS2_VIDEO_FRAMES", "many", "TRELLIS2_VIDEO_FRAMES='many' must be a whole number."),
     ],
 )

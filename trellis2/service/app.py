@@ -30,6 +30,7 @@ from .page import add_page
 from .routes import Service, router
 from .settings import Settings
 from .storage import Storage
+from .webhooks import Webhooks
 from .worker import Bell, Worker
 
 logger = logging.getLogger("trellis2.service")
@@ -99,12 +100,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     bell = Bell(asyncio.get_running_loop())
     worker = Worker(settings, store, storage, bell)
-    app.state.service = service = Service(settings, store, storage, bell, worker)
+    webhooks = Webhooks(settings, store, lambda job: service.view(job).model_dump_json().encode())
+    app.state.service = service = Service(settings, store, storage, bell, worker, webhooks)
+    webhooks.start()
     worker.start()
     with _told_to_stop(service):
         yield
     service.stopping = True
     await asyncio.to_thread(worker.stop)
+    await asyncio.to_thread(webhooks.stop)
     store.close()
 
 

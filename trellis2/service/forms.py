@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -12,6 +12,8 @@ from starlette.requests import Request
 from trellis2.errors import InputError
 from trellis2.image import MAX_BYTES
 from trellis2.options import GenerateOptions, OptionSpec, option_specs
+
+from .webhooks import checked_events
 
 # The service always gives the cut-out, as preview.png.
 SPECS = {spec.name: spec for spec in option_specs() if spec.documented and spec.name != "return_no_background"}
@@ -26,6 +28,21 @@ WAIT = OptionSpec(
     documented=False,
     optional=False,
 )
+WEBHOOK = replace(
+    WAIT,
+    name="webhook",
+    kind=str,
+    default="",
+    description="Address that is called with the job, as JSON, when it has ended; see TRELLIS2_WEBHOOK_SECRET.",
+)
+WEBHOOK_EVENTS = replace(
+    WEBHOOK,
+    name="webhook_events",
+    default="completed",
+    description="When to call: completed (the job has ended, in whatever way), start, or both separated by a comma.",
+)
+AROUND = {spec.name: spec for spec in (WAIT, WEBHOOK, WEBHOOK_EVENTS)}
+"""Fields that are about the request and not about what is made."""
 FIELD_BYTES = 1024
 FORM_BYTES = MAX_BYTES + 2**20
 """Largest body of a request: the picture and what is around it."""
@@ -36,11 +53,13 @@ _JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request asks for. ``options``: the documented ones, checked."""
+    """What a request asks for. ``options``: the documented ones, checked. ``webhook``: not checked."""
 
     picture: bytes
     options: dict[str, Any]
     wait: bool
+    webhook: str | None = None
+    webhook_events: tuple[str, ...] = ()
 
 
 async def read_form(request: Request) -> Wish:
@@ -48,12 +67,16 @@ async def read_form(request: Request) -> Wish:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise HTTPException(415, f"The body is {kind or 'of no type'}; send it as multipart/form-data.")
-    async with request.form(max_files=1, max_fields=len(SPECS) + 2, max_part_size=FIELD_BYTES) as form:
+    async with request.form(max_files=1, max_fields=len(SPECS) + len(AROUND) + 1, max_part_size=FIELD_BYTES) as form:
         texts: dict[str, str] = {}
         for name, value in form.multi_items():
             if name != "image":
                 texts[name] = _text(name, value, texts)
-        wait = _parsed(WAIT, texts.pop("wait", ""))
+        webhook = texts.pop(WEBHOOK.name, "") or None
+        events = texts.pop(WEBHOOK_EVENTS.name, "")
+        if events and webhook is None:
+            raise InputError(f"webhook_events={events[:80]!r} needs a webhook; give its address.")
+        wait = _parsed(WAIT, texts.pop(WAIT.name, ""))
         if not isinstance(wait, bool):
             raise InputError(f"wait={wait!r} must be true or false.")
         given = {name: _parsed(SPECS[name], text) for name, text in texts.items()}
@@ -64,12 +87,19 @@ async def read_form(request: Request) -> Wish:
         picture = await image.read(MAX_BYTES + 1)
     if len(picture) > MAX_BYTES:
         raise HTTPException(413, f"The picture has more than the {MAX_BYTES // 2**20} MB that are allowed.")
-    return Wish(picture, {name: getattr(options, name) for name in SPECS}, wait)
+    return Wish(
+        picture,
+        {name: getattr(options, name) for name in SPECS},
+        wait,
+        webhook,
+        checked_events(events or WEBHOOK_EVENTS.default) if webhook is not None else (),
+    )
 
 
 def _text(name: str, value: str | UploadFile, known: dict[str, str]) -> str:
-    if name not in SPECS and name != WAIT.name:
-        raise InputError(f"{name[:80]!r} is not a parameter; they are image, {', '.join(SPECS)} and wait.")
+    if name not in SPECS and name not in AROUND:
+        *known_names, last = (*SPECS, *AROUND)
+        raise InputError(f"{name[:80]!r} is not a parameter; they are image, {', '.join(known_names)} and {last}.")
     if isinstance(value, UploadFile):
         raise InputError(f"{name} is a file; give it as text.")
     if name in known:
@@ -95,7 +125,7 @@ def _parsed(spec: OptionSpec, text: str) -> Any:
 def form_schema() -> dict[str, Any]:
     """The form as OpenAPI describes it."""
     image = {"type": "string", "format": "binary", "description": "Picture of one object."}
-    properties = {"image": image} | {spec.name: _schema(spec) for spec in (*SPECS.values(), WAIT)}
+    properties = {"image": image} | {spec.name: _schema(spec) for spec in (*SPECS.values(), *AROUND.values())}
     schema = {"type": "object", "required": ["image"], "properties": properties, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -52,14 +52,33 @@ CREATE TABLE IF NOT EXISTS jobs (
     UNIQUE (owner, idempotency_key)
 );
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, number);
-PRAGMA user_version = 1;
 """
-_JSON = {"options", "timings", "warnings", "files"}
+_SECOND = """
+ALTER TABLE jobs ADD COLUMN webhook TEXT;
+ALTER TABLE jobs ADD COLUMN webhook_events TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE jobs ADD COLUMN trace TEXT;
+CREATE TABLE deliveries (
+    id TEXT PRIMARY KEY,
+    job_id TEXT NOT NULL,
+    event TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_attempt REAL,
+    delivered REAL,
+    error TEXT,
+    UNIQUE (job_id, event)
+);
+CREATE INDEX deliveries_by_time ON deliveries (next_attempt);
+"""
+_VERSIONS = (_SCHEMA, _SECOND)
+"""What makes each version of the file out of the one before; a new file runs through all."""
+
+_JSON = {"options", "timings", "warnings", "files", "webhook_events"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row. Times: seconds since 1970. ``files``: names of the outputs that exist. ``number`` gives the order."""
+    """One row. Times: seconds since 1970. ``files``: names of the outputs that exist. ``number`` gives the order.
+    ``trace``: where the request stands in a trace, as a traceparent."""
 
     number: int
     id: str
@@ -78,10 +97,26 @@ class Job:
     files: list[str]
     error: str | None
     error_kind: str | None
+    webhook: str | None
+    webhook_events: list[str]
+    trace: str | None
 
     @property
     def open(self) -> bool:
         return self.status in OPEN
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One webhook call to be made. ``next_attempt``: None when no further one follows; ``error``: of the last one."""
+
+    id: str
+    job_id: str
+    event: str
+    attempts: int
+    next_attempt: float | None
+    delivered: float | None
+    error: str | None
 
 
 class QueueFullError(Exception):
@@ -93,9 +128,13 @@ class KeyReusedError(Exception):
 
 
 class JobStore:
-    """The table of jobs. Raises InputError where another process has it open."""
+    """The table of jobs, and the one of webhook calls. Raises InputError where another process has them open.
+
+    ``announced`` is called, in no transaction, after a change that a webhook has to tell.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.announced: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
         self._db.row_factory = sqlite3.Row
@@ -104,13 +143,24 @@ class JobStore:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
+            self._upgrade(path)
         except sqlite3.OperationalError as error:
             self._db.close()
             raise InputError(
                 f"{path} cannot be opened ({error}); stop the other service that uses it, or choose another "
                 "folder with TRELLIS2_DATA."
             ) from error
+
+    def _upgrade(self, path: Path) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(_VERSIONS):
+            self._db.close()
+            raise InputError(f"{path} was written by a newer version; choose another folder with TRELLIS2_DATA.")
+        if version == len(_VERSIONS):
+            # Nothing else would be written, and so the lock not be taken, before the first job.
+            self._db.executescript(f"BEGIN IMMEDIATE; PRAGMA user_version = {version}; COMMIT;")
+        for number, script in enumerate(_VERSIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
 
     def close(self) -> None:
         with self._lock:
@@ -128,8 +178,13 @@ class JobStore:
         *,
         idempotency_key: str | None,
         queue_limit: int,
+        webhook: str | None = None,
+        webhook_events: Sequence[str] = (),
+        trace: str | None = None,
     ) -> Job:
         """Add a job to the queue, or return the one that was added with the same key.
+
+        webhook: address that hears of the ``webhook_events``, which are of "start" and "completed".
 
         Raises KeyReusedError where that one has another fingerprint, and QueueFullError.
         """
@@ -142,12 +197,25 @@ class JobStore:
                     return known
             if self._count("status = ?", QUEUED) >= queue_limit:
                 raise QueueFullError
-            self._db.execute(
-                "INSERT INTO jobs (id, owner, idempotency_key, fingerprint, options, status, created) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (job_id, owner, idempotency_key, fingerprint, json.dumps(dict(options)), QUEUED, time.time()),
-            )
+            row = {
+                "id": job_id,
+                "owner": owner,
+                "idempotency_key": idempotency_key,
+                "fingerprint": fingerprint,
+                "options": json.dumps(dict(options)),
+                "status": QUEUED,
+                "created": time.time(),
+                "webhook": webhook,
+                "webhook_events": json.dumps(list(webhook_events)),
+                "trace": trace,
+            }
+            marks = ", ".join("?" * len(row))
+            self._db.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
             return self._get(job_id)
+
+    def with_key(self, owner: str, idempotency_key: str) -> Job | None:
+        with self._lock:
+            return self._one("owner = ? AND idempotency_key = ?", owner, idempotency_key)
 
     def get(self, job_id: str) -> Job | None:
         with self._lock:
@@ -167,6 +235,13 @@ class JobStore:
             ahead = self._count("status = ? AND number <= ?", QUEUED, job.number)
         return ahead if job.status == QUEUED and ahead else None
 
+    def ahead(self, job: Job) -> list[Job]:
+        """The running job and those that wait, in their order, up to and with ``job``, which is open."""
+        query = "SELECT * FROM jobs WHERE status = ? OR (status = ? AND number <= ?) ORDER BY status = ?, number"
+        with self._lock:
+            rows = self._db.execute(query, (RUNNING, QUEUED, job.number, QUEUED))
+            return [_job(row) for row in rows]
+
     def waiting(self) -> int:
         with self._lock:
             return self._count("status = ?", QUEUED)
@@ -184,20 +259,27 @@ class JobStore:
             job = self._one("status = ? ORDER BY number", QUEUED)
             if job is None:
                 return None
-            return self._update(job.id, status=RUNNING, started=time.time())
+            job = self._update(job.id, status=RUNNING, started=time.time())
+        self._tell(job)
+        return job
 
     def finish(self, job_id: str, status: Status, **facts: Any) -> Job:
         """End a job. facts: seed, timings, warnings, files, error, error_kind."""
         with self._lock, self._db:
-            return self._update(job_id, status=status, finished=time.time(), **facts)
+            job = self._update(job_id, status=status, finished=time.time(), **facts)
+        self._tell(job)
+        return job
 
     def cancel(self, job_id: str) -> Job:
         """End a waiting job, and mark a running one for the worker; an ended one stays as it is."""
         with self._lock, self._db:
             job = self._get(job_id)
             if job.status == QUEUED:
-                return self._update(job_id, status=CANCELLED, finished=time.time(), cancelling=1)
-            return self._update(job_id, cancelling=1) if job.open else job
+                job = self._update(job_id, status=CANCELLED, finished=time.time(), cancelling=1)
+            elif job.open:
+                job = self._update(job_id, cancelling=1)
+        self._tell(job)
+        return job
 
     def requeue(self, job_id: str) -> None:
         """Put a job back that the worker gave up because the service stops."""
@@ -228,6 +310,39 @@ class JobStore:
     def delete(self, job_id: str) -> None:
         with self._lock, self._db:
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            self._db.execute("DELETE FROM deliveries WHERE job_id = ?", (job_id,))
+
+    def due(self, now: float) -> list[Delivery]:
+        """Webhook calls whose time has come, those that wait longest first."""
+        query = "SELECT * FROM deliveries WHERE next_attempt <= ? ORDER BY next_attempt LIMIT 100"
+        with self._lock:
+            return [_delivery(row) for row in self._db.execute(query, (now,))]
+
+    def next_due(self, after: float) -> float | None:
+        """When the first webhook call later than ``after`` is to be made."""
+        query = "SELECT min(next_attempt) FROM deliveries WHERE next_attempt > ?"
+        with self._lock:
+            (first,) = self._db.execute(query, (after,)).fetchone()
+        return first
+
+    def attempted(self, delivery_id: str, error: str | None, next_attempt: float | None) -> None:
+        """Note an attempt of a webhook call. error: None where it arrived. next_attempt: None for no further one."""
+        query = "UPDATE deliveries SET attempts = attempts + 1, error = ?, next_attempt = ?, delivered = ? WHERE id = ?"
+        delivered = time.time() if error is None else None
+        with self._lock, self._db:
+            self._db.execute(query, (error, next_attempt, delivered, delivery_id))
+
+    def delivery(self, job_id: str, event: str) -> Delivery | None:
+        """The webhook call that tells this event of a job, once it has happened."""
+        with self._lock:
+            query = "SELECT * FROM deliveries WHERE job_id = ? AND event = ?"
+            row = self._db.execute(query, (job_id, event)).fetchone()
+        return None if row is None else _delivery(row)
+
+    def deliveries_waiting(self) -> int:
+        with self._lock:
+            (count,) = self._db.execute("SELECT count(*) FROM deliveries WHERE next_attempt IS NOT NULL").fetchone()
+        return int(count)
 
     def usual_seconds(self) -> float | None:
         """Mean time of the last ten completed jobs."""
@@ -253,7 +368,28 @@ class JobStore:
         columns = ", ".join(f"{name} = ?" for name in values)
         encoded = [json.dumps(value) if name in _JSON else value for name, value in values.items()]
         self._db.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (*encoded, job_id))
-        return self._get(job_id)
+        job = self._get(job_id)
+        if "status" in values and (event := _event(job)) is not None:
+            # In the transaction that changes the job: neither is there without the other after a crash.
+            self._db.execute(
+                "INSERT OR IGNORE INTO deliveries (id, job_id, event, next_attempt) VALUES (?, ?, ?, ?)",
+                (f"msg_{uuid.uuid4().hex}", job_id, event, time.time()),
+            )
+        return job
+
+    def _tell(self, job: Job) -> None:
+        if job.webhook is not None:
+            self.announced()
+
+
+def _event(job: Job) -> str | None:
+    """What a webhook has to tell of a job that has come to its status, if its caller asked for that."""
+    event = "start" if job.status == RUNNING else "completed" if not job.open else None
+    return event if job.webhook is not None and event in job.webhook_events else None
+
+
+def _delivery(row: sqlite3.Row) -> Delivery:
+    return Delivery(**{field.name: row[field.name] for field in fields(Delivery)})
 
 
 def _job(row: sqlite3.Row) -> Job:

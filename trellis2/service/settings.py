@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,17 +15,23 @@ from trellis2.options import video_settings
 
 @dataclass(frozen=True)
 class Settings:
-    """data: folder of the service's files. queue_limit: jobs that may wait. keep_hours and keep_gigabytes: bounds of
-    finished jobs' files. video: options of the turntable. Empty ``api_keys``: everybody may come in."""
+    """data: folder of the service's files. queue_limit: jobs that may wait. job_seconds: time a job may take.
+    keep_hours and keep_gigabytes: bounds of finished jobs' files. video: options of the turntable. Empty ``api_keys``:
+    everybody may come in. webhook_*: see ``webhooks``; empty ``webhook_secrets``: none are sent, empty
+    ``webhook_hosts``: to everybody."""
 
     data: Path = Path("out/service")
     host: str = "127.0.0.1"
     port: int = 8000
     queue_limit: int = 16
+    job_seconds: float = 3600.0
     keep_hours: float = 168.0
     keep_gigabytes: float = 20.0
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    webhook_secrets: tuple[bytes, ...] = ()
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_private: bool = False
     video: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -42,7 +49,8 @@ def _parsed(variable: str, text: str, parse: Callable[[str], Any], allowed: str)
     try:
         return parse(text)
     except ValueError as error:
-        raise InputError(f"{variable}={text!r} must be {allowed}.") from error
+        shown = variable if parse is _secrets else f"{variable}={text!r}"  # the log is no place for secrets
+        raise InputError(f"{shown} must be {allowed}.") from error
 
 
 def _between(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], Any]:
@@ -66,13 +74,42 @@ def _keys(text: str) -> tuple[str, ...]:
     return keys
 
 
+def _secrets(text: str) -> tuple[bytes, ...]:
+    secrets = tuple(base64.b64decode(_after(word, "whsec_"), validate=True) for word in _keys(text))
+    if not all(24 <= len(secret) <= 64 for secret in secrets):
+        raise ValueError(text)
+    return secrets
+
+
+def _after(word: str, prefix: str) -> str:
+    if not word.startswith(prefix):
+        raise ValueError(word)
+    return word[len(prefix) :]
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in _words(text))
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false", "1", "0"):
+        raise ValueError(text)
+    return text in ("true", "1")
+
+
+_SECRET = "whsec_ and the base64 of 24 to 64 bytes, or several of these, separated by commas"
+
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "TRELLIS2_DATA": ("data", Path, "a folder"),
     "TRELLIS2_HOST": ("host", str, "an address"),
     "TRELLIS2_PORT": ("port", _between(int, 1, 65535), "a whole number from 1 to 65535"),
     "TRELLIS2_QUEUE": ("queue_limit", _between(int, 1, 100_000), "a whole number from 1 to 100000"),
+    "TRELLIS2_JOB_SECONDS": ("job_seconds", _between(float, 1, 1e6), "a number of seconds from 1 to 1000000"),
     "TRELLIS2_KEEP_HOURS": ("keep_hours", _between(float, 0.1, 1e6), "a number of hours from 0.1 to 1000000"),
     "TRELLIS2_KEEP_GB": ("keep_gigabytes", _between(float, 0.1, 1e6), "a number of gigabytes from 0.1 to 1000000"),
     "TRELLIS2_API_KEYS": ("api_keys", _keys, "one key or several, separated by commas"),
     "TRELLIS2_CORS_ORIGINS": ("cors_origins", _words, "origins such as https://example.com, separated by commas"),
+    "TRELLIS2_WEBHOOK_SECRET": ("webhook_secrets", _secrets, _SECRET),
+    "TRELLIS2_WEBHOOK_HOSTS": ("webhook_hosts", _hosts, "names of hosts, separated by commas"),
+    "TRELLIS2_WEBHOOK_PRIVATE": ("webhook_private", _truth, "true or false"),
 }

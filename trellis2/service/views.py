@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from .jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Status
+from .jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Delivery, Job, Status
 from .worker import Live
 
 
@@ -32,6 +32,17 @@ class Deleted(BaseModel):
     message: str
 
 
+class WebhookView(BaseModel):
+    """The call that tells the end of the job."""
+
+    url: str
+    events: list[str]
+    attempts: int
+    next_attempt_at: datetime | None = Field(description="Null: no attempt follows, or the job has not ended.")
+    delivered_at: datetime | None
+    error: str | None = Field(description="What was wrong with the last attempt.")
+
+
 class JobView(BaseModel):
     """A job. An address is null where its file was not asked for, is not there yet, or was deleted."""
 
@@ -46,6 +57,9 @@ class JobView(BaseModel):
     step: int | None
     steps: int | None
     queue_position: int | None = Field(description="1: the next one. Null: the job does not wait.")
+    estimated_seconds_left: float | None = Field(
+        description="From what earlier jobs took, the wait included. Null: none like it was made yet, or it has ended."
+    )
     cancelling: bool = Field(description="Somebody asked to cancel the job.")
     interruptions: int = Field(description="How often the service died during the job, which then starts anew.")
     seed: int | None = Field(description="The seed that was used.")
@@ -53,6 +67,7 @@ class JobView(BaseModel):
     warnings: list[str]
     error: str | None
     options: dict[str, Any]
+    webhook: WebhookView | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -63,8 +78,15 @@ class JobPage(BaseModel):
     next: str | None = Field(description="Address of the next page; null on the last one.")
 
 
-def job_view(job: Job, position: int | None, live: Live | None) -> JobView:
-    """position: in the queue. live: what the worker does, whichever job it is."""
+def job_view(
+    job: Job,
+    position: int | None,
+    live: Live | None,
+    *,
+    seconds_left: float | None = None,
+    delivery: Delivery | None = None,
+) -> JobView:
+    """position: in the queue. live: what the worker does, whichever job it is. delivery: call that tells the end."""
     running = live if live is not None and live.job_id == job.id and job.status == RUNNING else None
     return JobView(
         job_id=job.id,
@@ -78,6 +100,7 @@ def job_view(job: Job, position: int | None, live: Live | None) -> JobView:
         step=running.step if running else None,
         steps=running.steps if running else None,
         queue_position=position,
+        estimated_seconds_left=None if seconds_left is None else round(seconds_left, 1),
         cancelling=job.cancelling,
         interruptions=job.interruptions,
         seed=job.seed,
@@ -85,6 +108,7 @@ def job_view(job: Job, position: int | None, live: Live | None) -> JobView:
         warnings=job.warnings,
         error=job.error,
         options=job.options,
+        webhook=_webhook(job, delivery),
         created_at=_date(job.created),
         started_at=_date(job.started) if job.started else None,
         finished_at=_date(job.finished) if job.finished else None,
@@ -100,6 +124,20 @@ def _message(job: Job, position: int | None, live: Live | None) -> str:
     if job.status == RUNNING:
         return f"3D generation running: {live.stage}" if live else "3D generation started"
     return {FAILED: "3D generation failed", CANCELLED: "3D generation cancelled"}[job.status]
+
+
+def _webhook(job: Job, delivery: Delivery | None) -> WebhookView | None:
+    if job.webhook is None:
+        return None
+    following, delivered = (delivery.next_attempt, delivery.delivered) if delivery else (None, None)
+    return WebhookView(
+        url=job.webhook,
+        events=job.webhook_events,
+        attempts=delivery.attempts if delivery else 0,
+        next_attempt_at=_date(following) if following else None,
+        delivered_at=_date(delivered) if delivered else None,
+        error=delivery.error if delivery else None,
+    )
 
 
 def _address(job: Job, name: str) -> str | None:

@@ -18,6 +18,7 @@ from trellis2.image import open_image
 from trellis2.options import GenerateOptions
 from trellis2.progress import OnProgress
 
+from .estimate import History
 from .jobs import CANCELLED, COMPLETED, FAILED, Job, JobStore
 from .logs import current_job
 from .settings import Settings
@@ -46,13 +47,15 @@ ERROR_KINDS: dict[type[TrellisError], str] = {
 
 @dataclass(frozen=True)
 class Live:
-    """Where the running job is. ``progress``: fraction of the whole in [0, 1]."""
+    """Where the running job is. ``progress``: fraction of the whole in [0, 1]. ``since``: when its last step ended, on
+    the monotonic clock."""
 
     job_id: str
     stage: str
     step: int
     steps: int
     progress: float
+    since: float
 
 
 class Bell:
@@ -88,6 +91,7 @@ class Worker:
     """Loads the model, then runs the jobs of the store one after the other.
 
     ``loaded`` and ``problem`` (a sentence) say how loading went. ``ended`` and ``stage_seconds`` count since the start.
+    ``history``: what jobs took, those before the start included.
     """
 
     def __init__(self, settings: Settings, store: JobStore, storage: Storage, bell: Bell) -> None:
@@ -96,6 +100,9 @@ class Worker:
         self.problem: str | None = None
         self.ended: Counter[str] = Counter()
         self.stage_seconds: Counter[str] = Counter()
+        self.history = History()
+        for job in store.with_status(COMPLETED):
+            self.history.add(job.options, job.timings)
         self._settings = settings
         self._store = store
         self._storage = storage
@@ -180,13 +187,22 @@ class Worker:
 
     def _attempt(self, pipeline: Pipeline, job: Job) -> dict[str, Any] | None:
         """Run a job; returns what is to be stored, or None where it was given up because the service stops."""
+        deadline = time.monotonic() + self._settings.job_seconds
         try:
             options = GenerateOptions(**job.options, **self._settings.video, return_no_background=True)
             picture = self._storage.upload(job.id)
-            files = pipeline.run(picture, options, self._storage.work(job.id), self._reporter(job.id))
+            files = pipeline.run(picture, options, self._storage.work(job.id), self._reporter(job.id, deadline))
             names = self._publish(job.id, picture)
         except Cancelled:
-            return {"status": CANCELLED} if self._cancelled == job.id else None
+            if self._cancelled == job.id:
+                return {"status": CANCELLED}
+            if self._stopping.is_set():
+                return None
+            text = (
+                f"The job took longer than the {self._settings.job_seconds:g} seconds that are allowed; ask for less, "
+            )
+            text += "or raise TRELLIS2_JOB_SECONDS."
+            return {"status": FAILED, "error": text, "error_kind": "timeout"}
         except TrellisError as error:
             return {"status": FAILED, "error": str(error), "error_kind": ERROR_KINDS[type(error)]}
         except Exception:
@@ -194,6 +210,7 @@ class Worker:
             text = "The generation failed unexpectedly; the log of the service has the details under this job's id."
             return {"status": FAILED, "error": text, "error_kind": "internal"}
         self.stage_seconds.update(files.timings)
+        self.history.add(job.options, files.timings)
         return {
             "status": COMPLETED,
             "seed": files.seed,
@@ -202,12 +219,12 @@ class Worker:
             "files": list(names),
         }
 
-    def _reporter(self, job_id: str) -> OnProgress:
+    def _reporter(self, job_id: str, deadline: float) -> OnProgress:
         def on_progress(stage: str, step: int, steps: int, fraction: float) -> None:
-            if self._stopping.is_set() or self._cancelled == job_id:
-                raise Cancelled
-            before, self.live = self.live, Live(job_id, stage, step, steps, round(fraction, 4))
             now = time.monotonic()
+            if self._stopping.is_set() or self._cancelled == job_id or now > deadline:
+                raise Cancelled
+            before, self.live = self.live, Live(job_id, stage, step, steps, round(fraction, 4), now)
             if before is None or before.stage != stage or now - self._reported >= NEWS_INTERVAL:
                 self._reported = now
                 self._bell.ring(job_id)
