@@ -11,6 +11,7 @@ TRELLIS2Client waits, AsyncTRELLIS2Client has the same methods as coroutines.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import http.client
 import json
 import math
@@ -354,14 +355,22 @@ class AsyncTRELLIS2Client:
         loop = asyncio.get_running_loop()
         left = False
 
-        async def call(*progress: Any) -> None:
-            if left:
-                raise asyncio.CancelledError  # ends the thread
-            if on_progress is not None:
-                on_progress(*progress)
-
         def relay(*progress: Any) -> None:
-            asyncio.run_coroutine_threadsafe(call(*progress), loop).result()
+            done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+            def call() -> None:
+                try:
+                    if on_progress is not None and not left:
+                        on_progress(*progress)
+                except BaseException as error:
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
+
+            loop.call_soon_threadsafe(call)
+            done.result()
+            if left:
+                raise concurrent.futures.CancelledError  # ends the thread
 
         try:
             return await _in_thread(partial(self._client.wait, job, on_progress=relay, max_seconds=max_seconds))

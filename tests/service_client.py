@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
 
+from client_examples import TRELLIS2Client, TRELLIS2Error
+
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "assets" / "example_image" / "T.png"
 QUICK = {
     "pipeline_type": "512",
     "sparse_structure_steps": "1",
@@ -40,3 +50,50 @@ def job_after(client: TestClient, job_id: str, status: str, *, headers: dict[str
         assert job["status"] in ("queued", "running"), job
         time.sleep(0.02)
     raise AssertionError(f"{job_id} is still {job['status']}")
+
+
+@dataclass
+class Running:
+    """A service in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def client(self) -> TRELLIS2Client:
+        return TRELLIS2Client(f"http://localhost:{self.port}", retries=0)
+
+
+@contextmanager
+def started(folder: Path, checkpoint: Path, *command: str) -> Iterator[Running]:
+    """Start the service, with its files in ``folder``; it is killed in the end if it is still there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "TRELLIS2_MODEL": str(checkpoint),
+        "TRELLIS2_DATA": str(folder / "data"),
+        "TRELLIS2_PORT": str(port),
+        "TRELLIS2_VIDEO_FRAMES": "4",
+        "TRELLIS2_VIDEO_RESOLUTION": "64",
+    }
+    log = folder / "log"
+    with log.open("ab") as file:
+        words = [sys.executable, *(word.format(port=port) for word in command)]
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    running = Running(process, port, log)
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()
+            try:
+                running.client.health()
+                break
+            except TRELLIS2Error as error:
+                if error.status not in (0, 503):
+                    raise
+                time.sleep(0.1)
+        yield running
+    finally:
+        process.kill()
+        process.wait()

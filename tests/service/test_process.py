@@ -5,26 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from service_client import LONG
+from service_client import LONG, PICTURE, ROOT, Running, started
 
 from client_examples import TRELLIS2Client, TRELLIS2Error
 from trellis2.export import read_glb
-
-ROOT = Path(__file__).parents[2]
-PICTURE = ROOT / "assets" / "example_image" / "T.png"
 
 # From the documentation, with the address of the test's service.
 DOCUMENTED_PYTHON = """
@@ -85,53 +79,6 @@ openAsBlob('assets/example_image/T.png')
   .then(generateModel)
   .then(async blob => writeFileSync('output.glb', Buffer.from(await blob.arrayBuffer())));
 """
-
-
-@dataclass
-class Running:
-    """A service in a process of its own."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-
-    @property
-    def client(self) -> TRELLIS2Client:
-        return TRELLIS2Client(f"http://localhost:{self.port}", retries=0)
-
-
-@contextmanager
-def started(folder: Path, checkpoint: Path, *command: str) -> Iterator[Running]:
-    """Start the service, with its files in ``folder``; it is killed in the end if it is still there."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "TRELLIS2_MODEL": str(checkpoint),
-        "TRELLIS2_DATA": str(folder / "data"),
-        "TRELLIS2_PORT": str(port),
-        "TRELLIS2_VIDEO_FRAMES": "4",
-        "TRELLIS2_VIDEO_RESOLUTION": "64",
-    }
-    log = folder / "log"
-    with log.open("ab") as file:
-        words = [sys.executable, *(word.format(port=port) for word in command)]
-        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file)
-    running = Running(process, port, log)
-    try:
-        while True:
-            assert process.poll() is None, log.read_text()
-            try:
-                running.client.health()
-                break
-            except TRELLIS2Error as error:
-                if error.status not in (0, 503):
-                    raise
-                time.sleep(0.1)
-        yield running
-    finally:
-        process.kill()
-        process.wait()
 
 
 UVICORN = ("-m", "uvicorn", "api:app", "--host", "127.0.0.1", "--port", "{port}")
