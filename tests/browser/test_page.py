@@ -23,6 +23,7 @@ import pytest
 import uvicorn
 from PIL import Image, ImageChops
 
+from trellis2.image import MAX_BYTES
 from trellis2.pipeline import STAGE_WEIGHTS
 from trellis2.service.app import create_app
 from trellis2.service.page import EXAMPLES, STAGES
@@ -157,7 +158,7 @@ def open_page(chromium: Any) -> Iterator[OpenPage]:
         context = chromium.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce"} | settings)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(40 * SECONDS)
+        page.set_default_timeout(120 * SECONDS)
 
         def look(request: Any) -> None:
             if not request.url.startswith((address, f"blob:{address}", also or address)):
@@ -391,6 +392,27 @@ def test_what_is_wrong_is_said(open_page: OpenPage, service: str, tmp_path: Path
     page.reload()
     page.wait_for_selector("#alert:not([hidden])")
     assert page.text_content("#alert") == "There is no such job; it may have been removed because of its age."
+
+
+DROP = """([size, target]) => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([new Uint8Array(size)], `${size}.png`));
+  const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+  document.querySelector(target).dispatchEvent(drop);
+  return drop.defaultPrevented;  // else the browser shows the picture instead of the page
+}"""
+
+
+def test_pictures_are_dropped_and_large_ones_not_sent(open_page: OpenPage, service: str) -> None:
+    page = open_page(service)
+    assert page.evaluate(DROP, [5, "#drop"])
+    assert page.text_content("#image-name") == "5.png"
+    assert page.evaluate(DROP, [MAX_BYTES + 1, "body"])
+    assert page.text_content("#image-name") == f"{MAX_BYTES + 1}.png"
+    page.click("#submit")
+    page.wait_for_selector("#alert:not([hidden])")
+    assert page.text_content("#alert") == f"The picture has more than the {MAX_BYTES // 2**20} MB that are allowed."
+    assert page.text_content("#status") == "Choose a picture, then press Make 3D."
 
 
 NAMELESS = """() => [...document.querySelectorAll("input, select, button, a, canvas, progress, video, summary, ol, ul")]

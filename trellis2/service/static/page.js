@@ -194,6 +194,7 @@ async function follow(id) {
   followed?.stop.abort();
   const stop = new AbortController();
   followed = { id, stop };
+  forgiveAll();
   clearResults();
   for (let job = null; !job || isOpen(job); ) {
     try {
