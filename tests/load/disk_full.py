@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import REAL, Running, figures, running, toy, verdict
+from common import REAL, STUB, Running, figures, running, toy, verdict
 
 from client_examples import JobFailed, TRELLIS2Error
 from trellis2.export import read_glb
@@ -72,8 +72,9 @@ def main() -> None:
         ("for_a_part_of_the_model", 400_000, "the job failed: "),
         ("all_again", None, "the job completed"),
     ]
-    if "--smoke" in sys.argv[1:]:
-        cases = cases[1:3] + cases[4:]
+    smoke = "--smoke" in sys.argv[1:]
+    if smoke:  # with a stand-in, which leaves it open what a job says that finds no room
+        cases = [cases[1], cases[4]]
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         disk, picture = Path(folder) / "disk", Path(folder) / "toy.png"
@@ -81,7 +82,7 @@ def main() -> None:
         picture.write_bytes(toy())
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(disk)], check=True)
         try:
-            with running(disk / "data", REAL) as service:
+            with running(disk / "data", STUB if smoke else REAL) as service:
                 for seed, (name, leave, expected) in enumerate(cases):
                     filler = None if leave is None else fill(disk, leave)
                     start = time.monotonic()
@@ -98,7 +99,7 @@ def main() -> None:
                     if filler is not None:
                         filler.unlink()
                 for job in service.client._json("GET", "/api/v1/jobs")["jobs"]:
-                    if job["status"] == "completed":
+                    if job["status"] == "completed" and not smoke:
                         read_glb(service.client.download_file(job["model_url"], Path(folder) / "output.glb"))
         finally:
             subprocess.run(["umount", "--lazy", str(disk)], check=False)
