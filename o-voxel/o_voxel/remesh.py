@@ -1,8 +1,9 @@
 """A new mesh around a surface: the shell at a small distance from it, drawn back towards it.
 
 Whatever the surface is made of (open sheets, loose faces, pieces that cross each other), the shell is closed and has
-an inside.  It is the level set of the distance to the surface, by dual contouring on voxels near it (Ju et al. 2002,
-with the mean of the crossings for a vertex).  Both sides of the surface get a sheet.
+an inside; edges of four faces occur where a voxel holds two of its sheets.  It is the level set of the distance to the
+surface, by dual contouring on voxels near it (Ju et al. 2002, with the mean of the crossings for a vertex).  Both sides
+of the surface get a sheet.
 """
 
 from __future__ import annotations
