@@ -20,6 +20,8 @@ Settings of a deployment (environment):
                                the service, with TRELLIS2_WEBHOOK_HOSTS naming them (false)
     TRELLIS2_VIDEO_FRAMES      frames of the turntable (120)
     TRELLIS2_VIDEO_RESOLUTION  width and height of the turntable in pixels (1024)
+
+With the extra ``telemetry`` installed, requests, jobs and their stages are traced to OTEL_EXPORTER_OTLP_ENDPOINT.
 """
 
 from __future__ import annotations

@@ -333,7 +333,10 @@ def test_every_answer_has_the_security_headers(service: TestClient) -> None:
         headers = service.get(path, headers={"Origin": "https://elsewhere.example"}).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
-        assert ("Content-Security-Policy" in headers) == (path != "/docs")
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'")
+        assert ("script-src" in policy) == (path == "/docs")
+        assert "frame-ancestors 'none'" in policy
         assert not any(name.startswith("access-control") for name in headers)
 
 
@@ -396,6 +399,22 @@ def test_a_job_that_takes_too_long_is_stopped(start_service: StartService, tmp_p
         job = client.get(f"/api/v1/jobs/{answer.json()['job_id']}").json()
         assert (job["status"], job["error"]) == ("failed", answer.json()["detail"])
         assert uploads(client) == []
+
+
+def test_a_preset_that_does_not_fit_is_refused(
+    service: TestClient, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"Idempotency-Key": "fits"}
+    job = submit(service, picture, headers=key).json()
+    monkeypatch.setattr("trellis2.service.routes.host_memory", lambda _: 3 * 10**9)
+    answer = submit(service, picture, pipeline_type="1536_cascade")
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == (
+        "pipeline_type='1536_cascade' needs 4.0 GB of memory, and there are 3.0; choose pipeline_type='1024_cascade'."
+    )
+    monkeypatch.setattr("trellis2.service.routes.host_memory", lambda _: 0)
+    assert submit(service, picture, headers=key).json()["job_id"] == job["job_id"]
+    assert submit(service, picture).status_code == 503
 
 
 def test_the_time_left(start_service: StartService, tmp_path: Path, picture: bytes) -> None:

@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -30,6 +31,7 @@ from .page import add_page
 from .routes import Service, router
 from .settings import Settings
 from .storage import Storage
+from .telemetry import fastapi_settings
 from .webhooks import Webhooks
 from .worker import Bell, Worker
 
@@ -37,7 +39,17 @@ logger = logging.getLogger("trellis2.service")
 
 DATABASE = "jobs.sqlite3"
 
-_DOCUMENTATION = ("/docs", "/redoc")  # pages that load their scripts from elsewhere
+SWITCH_INTERVAL = 0.001
+"""Seconds after which Python takes the interpreter from the worker's thread; at its 5 ms each answer waits longer."""
+
+_DOCUMENTATION = ("/docs", "/redoc")
+_DOCUMENTATION_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "style-src 'unsafe-inline' https://cdn.jsdelivr.net https://fonts.googleapis.com; "
+    "font-src https://fonts.gstatic.com; img-src 'self' data: https://fastapi.tiangolo.com https://cdn.redoc.ly; "
+    "connect-src 'self'; worker-src blob:; base-uri 'none'; frame-ancestors 'none'"
+)
+"""These pages load their scripts from where FastAPI says."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -56,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=VERSION,
         description="One picture in; a textured GLB, a turntable MP4 and a cut-out PNG out.",
         lifespan=_lifespan,
+        telemetry=fastapi_settings(),
     )
     app.state.settings = settings
     app.include_router(router)
@@ -98,6 +111,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     storage.remove_strays(
         {job.id for job in store.with_status(*OPEN)}, {job.id for job in store.with_status(COMPLETED) if job.files}
     )
+    sys.setswitchinterval(SWITCH_INTERVAL)
     bell = Bell(asyncio.get_running_loop())
     worker = Worker(settings, store, storage, bell)
     webhooks = Webhooks(settings, store, lambda job: service.view(job).model_dump_json().encode())
@@ -165,8 +179,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                if scope["path"] not in _DOCUMENTATION:
-                    headers.setdefault("Content-Security-Policy", _POLICY)
+                policy = _DOCUMENTATION_POLICY if scope["path"] in _DOCUMENTATION else _POLICY
+                headers.setdefault("Content-Security-Policy", policy)
             await send(message)
 
         if (refusal := self._refusal(scope["method"], Headers(scope=scope))) is not None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import math
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -22,11 +23,13 @@ from starlette.exceptions import HTTPException
 
 from trellis2.image import open_image
 
+from .capacity import GPU_NEEDS, HOST_NEEDS, gpu_memory, host_memory, refusal
 from .estimate import seconds_left
 from .forms import Wish, form_schema, read_form
 from .jobs import CANCELLED, COMPLETED, FAILED, RUNNING, Job, JobStore, KeyReusedError, QueueFullError, Status
 from .settings import Settings
 from .storage import FILES, Storage
+from .telemetry import current_trace
 from .views import Deleted, Health, JobPage, JobView, Problem, Readiness, job_view
 from .webhooks import DELIVERED, GIVEN_UP, POSTPONED, Webhooks, checked_url
 from .worker import Bell, Worker
@@ -58,6 +61,17 @@ class Service:
         if self.worker.problem is not None:
             return [self.worker.problem]
         return [] if self.worker.loaded else ["The model is being loaded."]
+
+    def refusal(self, pipeline_type: str) -> str | None:
+        """Why the machine has not the memory for a preset; None where it has, or where that is not known."""
+        if not self.worker.loaded:
+            return None
+        limit = os.environ.get("TRELLIS2_GPU_MEMORY")  # the pipeline has checked it
+        available = gpu_memory(float(limit) if limit else None)
+        if available is not None:
+            return refusal(pipeline_type, available, GPU_NEEDS, "GPU memory")
+        available = host_memory(self.worker.resting)
+        return None if available is None else refusal(pipeline_type, available, HOST_NEEDS, "memory")
 
     def view(self, job: Job) -> JobView:
         return job_view(
@@ -193,6 +207,12 @@ async def image_to_3d(
     wish = await read_form(request)
     if wish.webhook is not None:
         checked_url(wish.webhook, service.settings)
+    known = None
+    if idempotency_key is not None:
+        known = await run_in_threadpool(service.store.with_key, owner, idempotency_key)
+    reason = None if known else await run_in_threadpool(service.refusal, wish.options["pipeline_type"])
+    if reason is not None:
+        raise HTTPException(503, reason)
     job = await _accept(service, owner, wish, idempotency_key)
     if wish.wait and "respond-async" not in prefer.lower():
         return await _ended(service, job, request, leave_cancels=idempotency_key is None)
@@ -218,6 +238,7 @@ async def _accept(service: Service, owner: str, wish: Wish, idempotency_key: str
         queue_limit=service.settings.queue_limit,
         webhook=wish.webhook,
         webhook_events=wish.webhook_events,
+        trace=current_trace(),
     )
     job = None
     try:

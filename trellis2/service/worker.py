@@ -18,11 +18,13 @@ from trellis2.image import open_image
 from trellis2.options import GenerateOptions
 from trellis2.progress import OnProgress
 
+from .capacity import resident_memory
 from .estimate import History
 from .jobs import CANCELLED, COMPLETED, FAILED, Job, JobStore
 from .logs import current_job
 from .settings import Settings
 from .storage import Storage
+from .telemetry import job_spans
 
 if TYPE_CHECKING:
     from trellis2.pipeline import Pipeline
@@ -91,7 +93,7 @@ class Worker:
     """Loads the model, then runs the jobs of the store one after the other.
 
     ``loaded`` and ``problem`` (a sentence) say how loading went. ``ended`` and ``stage_seconds`` count since the start.
-    ``history``: what jobs took, those before the start included.
+    ``history``: what jobs took, those before the start included. ``resting``: bytes of RAM after loading.
     """
 
     def __init__(self, settings: Settings, store: JobStore, storage: Storage, bell: Bell) -> None:
@@ -100,6 +102,7 @@ class Worker:
         self.problem: str | None = None
         self.ended: Counter[str] = Counter()
         self.stage_seconds: Counter[str] = Counter()
+        self.resting = 0
         self.history = History()
         for job in store.with_status(COMPLETED):
             self.history.add(job.options, job.timings)
@@ -165,6 +168,7 @@ class Worker:
             logger.error("%s", self.problem)
             return None
         logger.info("Model %s loaded in %.1f s", pipeline.checkpoint.source, time.perf_counter() - start)
+        self.resting = resident_memory()
         self.loaded = True
         return pipeline
 
@@ -172,7 +176,8 @@ class Worker:
         token = current_job.set(job.id)
         logger.info("Started")
         self._bell.ring()
-        outcome = self._attempt(pipeline, job)
+        with job_spans(job.trace, job_id=job.id, pipeline_type=job.options["pipeline_type"]) as began:
+            outcome = self._attempt(pipeline, job, began)
         if outcome is None:
             self._insist(lambda: self._store.requeue(job.id))
             logger.info("Back in the queue, because the service stops")
@@ -185,13 +190,16 @@ class Worker:
         self._bell.ring()
         current_job.reset(token)
 
-    def _attempt(self, pipeline: Pipeline, job: Job) -> dict[str, Any] | None:
-        """Run a job; returns what is to be stored, or None where it was given up because the service stops."""
+    def _attempt(self, pipeline: Pipeline, job: Job, began: Callable[[str], None]) -> dict[str, Any] | None:
+        """Run a job; returns what is to be stored, or None where it was given up because the service stops.
+
+        began: called with each stage.
+        """
         deadline = time.monotonic() + self._settings.job_seconds
         try:
             options = GenerateOptions(**job.options, **self._settings.video, return_no_background=True)
             picture = self._storage.upload(job.id)
-            files = pipeline.run(picture, options, self._storage.work(job.id), self._reporter(job.id, deadline))
+            files = pipeline.run(picture, options, self._storage.work(job.id), self._reporter(job.id, deadline, began))
             names = self._publish(job.id, picture)
         except Cancelled:
             if self._cancelled == job.id:
@@ -219,11 +227,12 @@ class Worker:
             "files": list(names),
         }
 
-    def _reporter(self, job_id: str, deadline: float) -> OnProgress:
+    def _reporter(self, job_id: str, deadline: float, began: Callable[[str], None]) -> OnProgress:
         def on_progress(stage: str, step: int, steps: int, fraction: float) -> None:
             now = time.monotonic()
             if self._stopping.is_set() or self._cancelled == job_id or now > deadline:
                 raise Cancelled
+            began(stage)
             before, self.live = self.live, Live(job_id, stage, step, steps, round(fraction, 4), now)
             if before is None or before.stage != stage or now - self._reported >= NEWS_INTERVAL:
                 self._reported = now

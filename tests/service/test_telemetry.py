@@ -1,0 +1,49 @@
+"""Spans of a job, where the SDK of OpenTelemetry is installed; that nothing happens where nobody traces."""
+
+from __future__ import annotations
+
+import pytest
+
+from trellis2.service import telemetry
+from trellis2.service.telemetry import current_trace, fastapi_settings, job_spans
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_nothing_happens_where_nobody_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    assert fastapi_settings()["auto_configure"] is False
+    assert current_trace() is None
+    with job_spans(None, job_id="a") as began:
+        began("shape")
+    monkeypatch.setattr(telemetry, "_INSTALLED", False)
+    assert current_trace() is None
+    with job_spans(PARENT, job_id="a") as began:
+        began("shape")
+
+
+def test_an_endpoint_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+    assert fastapi_settings()["auto_configure"] is True
+
+
+def test_the_spans_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    spans = memory.InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(spans))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer", provider.get_tracer)
+    with job_spans(PARENT, job_id="a", pipeline_type="512") as began:
+        for stage in ("shape", "shape", "texture"):
+            began(stage)
+        inside = current_trace()
+    shape, texture, job = spans.get_finished_spans()
+    assert (shape.name, texture.name, job.name) == ("stage shape", "stage texture", "job")
+    assert job.attributes == {"job_id": "a", "pipeline_type": "512"}
+    assert f"{job.context.trace_id:032x}-{job.parent.span_id:016x}" == PARENT[3:-3]
+    assert {shape.parent.span_id, texture.parent.span_id} == {job.context.span_id}
+    assert shape.end_time <= texture.start_time
+    assert inside is not None
+    assert f"{job.context.span_id:016x}" in inside
