@@ -40,6 +40,8 @@ MODEL_NAMES = (
 DEFAULT_MATTING = "ZhengPeng7/BiRefNet"
 """The network that cuts objects out of pictures; MIT licence."""
 MATTING_WEIGHTS = "model.safetensors"
+LEFT_OUT = "left_out.json"
+"""In a folder: a list of networks of pipeline.json whose files were left out on purpose (weights/fetch.py)."""
 
 DERIVED_KEYS = {"rope_phases"}
 TRAINING_KEYS = {"use_checkpoint", "initialization"}
@@ -145,7 +147,9 @@ def load_checkpoint(model: str | Path, *, dtype: torch.dtype | None = None) -> C
         samplers = [_sampler(args[f"{s}_sampler"]) for s in ("sparse_structure", "shape_slat", "tex_slat")]
         normalizations = [_normalization(args[f"{s}_slat_normalization"]) for s in ("shape", "tex")]
         encoder = args["image_cond_model"]
-        files = {name: source.model(args["models"][name]) for name in MODEL_NAMES if name in args["models"]}
+        left_out = _left_out(source)
+        names = [name for name in MODEL_NAMES if name in args["models"] and name not in left_out]
+        files = {name: source.model(args["models"][name]) for name in names}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not usable: {type(error).__name__}: {error}.") from error
     return Checkpoint(
@@ -179,14 +183,19 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module
     return model
 
 
-def load_matting(model: str | Path = DEFAULT_MATTING, *, dtype: torch.dtype = torch.float32) -> BiRefNet:
+def load_matting(
+    model: str | Path = DEFAULT_MATTING, *, checkpoint: str | Path | None = None, dtype: torch.dtype = torch.float32
+) -> BiRefNet:
     """Load a BiRefNet, as published (``model.safetensors``), into host memory; none of a hub's code is run.
 
     model: a folder or a hub id: ZhengPeng7/BiRefNet or one of its kin, or briaai/RMBG-2.0. The latter's weights are
     made for another order of tiles, which only its name tells: a copy of it has to be in a folder "RMBG-2.0" or in
-    the hub's cache. dtype: to compute in; float16 halves the memory and is for GPUs.
+    the hub's cache. checkpoint: one whose folder is looked into, for a folder of the hub id's name, before the hub is
+    asked. dtype: to compute in; float16 halves the memory and is for GPUs.
     Raises CheckpointError naming the file and what is wrong with it.
     """
+    if checkpoint is not None and not Path(model).is_dir() and (Path(checkpoint) / model).is_dir():
+        model = Path(checkpoint) / model
     source = Source(model, MATTING_WEIGHTS)
     path = source.file(MATTING_WEIGHTS)
     state = _read_weights(path)
@@ -251,6 +260,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
+
+
+def _left_out(source: Source) -> list[str]:
+    if source.folder is None or not (source.folder / LEFT_OUT).is_file():
+        return []
+    path = source.folder / LEFT_OUT
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch it again.") from error
+    if not isinstance(names, list) or not set(names) <= set(MODEL_NAMES):
+        raise CheckpointError(f"{path} must be a list of names of networks; fetch it again.")
+    return names
 
 
 def _flow(args: dict[str, Any]) -> nn.Module:

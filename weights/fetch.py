@@ -111,7 +111,8 @@ class Facts:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; usage errors and help end in SystemExit."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
     try:
         _run(arguments)
     except FetchError as error:
