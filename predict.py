@@ -9,6 +9,14 @@ Settings of a deployment (environment):
     TRELLIS2_GPU_MEMORY        GiB of GPU memory to stay within; empty takes what is free
     TRELLIS2_VIDEO_FRAMES      frames of the turntable (120)
     TRELLIS2_VIDEO_RESOLUTION  width and height of the turntable in pixels (1024)
+    WARP_CACHE_PATH            where compiled kernels are kept; needed where the home folder cannot be written
+
+How it ends, as ``GET /health-check`` and the exit code of the server show it:
+    setup failed    SETUP_FAILED, the reason in ``setup.logs``; predictions answer 503
+    SIGTERM         the running prediction is finished and answered, then the server exits with 0
+    worker killed   its prediction fails with "Worker crashed"; UNHEALTHY, and predictions answer 409 until the
+                    server is started again
+    server killed   the worker ends too
 """
 
 from __future__ import annotations
