@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntr
 from safetensors.torch import load_file, save_file
 from tiny import MODELS
 
-from trellis2.checkpoint import DEFAULT_MATTING, MODEL_NAMES, build_model, load_checkpoint, load_matting
+from trellis2.checkpoint import DEFAULT_MATTING, LEFT_OUT, MODEL_NAMES, build_model, load_checkpoint, load_matting
 from trellis2.errors import CheckpointError
 from trellis2.layers import SparseConv3d
 from trellis2.models.matting import BiRefNet, MattingConfig
@@ -246,6 +246,17 @@ def test_damaged_checkpoint(folder: Path, damage: str) -> None:
         load_checkpoint(folder)
 
 
+def test_networks_left_out_on_purpose(folder: Path) -> None:
+    for suffix in ("json", "safetensors"):
+        (folder / f"ckpts/tex_slat_decoder.{suffix}").unlink()
+    (folder / LEFT_OUT).write_text('["tex_slat_decoder"]')
+    assert set(load_checkpoint(folder).models) == set(MODEL_NAMES) - {"tex_slat_decoder"}
+    for text, problem in (("{", "cannot be read as JSON"), ('["another"]', "must be a list"), ("{}", "must be a list")):
+        (folder / LEFT_OUT).write_text(text)
+        with pytest.raises(CheckpointError, match=rf"left_out\.json {problem}"):
+            load_checkpoint(folder)
+
+
 def test_derived_rope_phases_are_tolerated(folder: Path) -> None:
     path = folder / "ckpts/sparse_structure_flow_model.safetensors"
     retensor(path, lambda s: s.update(rope_phases=torch.zeros(512, 6, 2)))
@@ -350,6 +361,25 @@ def test_order_of_tiles_follows_the_repository(
 ) -> None:
     network = load_matting(write_matting(tmp_path / folder, matting_state))
     assert network.decoder.tiles_by_column == by_column
+
+
+@pytest.mark.parametrize("name", [DEFAULT_MATTING, "briaai/RMBG-2.0"])
+def test_matting_network_in_the_folder_of_the_checkpoint(
+    tmp_path: Path, matting_state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked = fake_hub(tmp_path / "hub", monkeypatch)
+    write_matting(tmp_path / "checkpoint" / name, matting_state)
+    network = load_matting(name, checkpoint=tmp_path / "checkpoint")
+    assert network.config.tiles_by_column == (name == "briaai/RMBG-2.0")
+    assert asked == []
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        load_matting(name, checkpoint=tmp_path)
+    assert asked == [(name, "model.safetensors")]
+    chosen = write_matting(tmp_path / "mine", matting_state)  # a folder that exists is what was meant
+    assert not load_matting(chosen, checkpoint=tmp_path / "checkpoint").config.tiles_by_column
+    (tmp_path / "checkpoint" / name / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; .* fetch it again"):
+        load_matting(name, checkpoint=tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("name", [DEFAULT_MATTING, "briaai/RMBG-2.0"])
