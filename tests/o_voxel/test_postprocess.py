@@ -96,6 +96,28 @@ def test_a_sphere_comes_back(remesh: bool, tmp_path: Path) -> None:
     assert outwards.float().mean() > (0.4 if remesh else 0.999)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("remesh", [False, True])
+def test_a_gpu_makes_the_same_sphere_every_time(remesh: bool) -> None:
+    shape, of = bumpy_sphere(), asset(96)
+    given = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in arguments(of, remesh=remesh).items()}
+    made, again = to_glb(**given), to_glb(**given)
+    assert np.array_equal(made.vertices, again.vertices)
+    pictures = [np.asarray(m.visual.material.baseColorTexture) for m in (made, again)]
+    assert np.array_equal(*pictures)
+    points, color, _ = look_up(made)
+    assert closest_point(of.mesh.vertices, of.mesh.faces, points).distance.max() < 1 / 96
+    assert psnr(color[:, :3], shape.material(shape.project(points))[:, :3]) > 35
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same_nearest_voxels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.unique(torch.randint(0, 40, (500, 3), generator=generator), dim=0)
+    points = torch.rand((3000, 3), generator=generator) * 120 - 40
+    assert torch.equal(VoxelTree(coords.cuda()).nearest(points.cuda()).cpu(), VoxelTree(coords).nearest(points))
+
+
 def test_the_frame_is_the_originals() -> None:
     mesh = to_glb(**arguments(voxelise(cube(32), 32), texture_size=256))
     points, color, _ = look_up(mesh)
