@@ -7,7 +7,6 @@ import errno
 import logging
 import signal
 import sqlite3
-import sys
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -38,9 +37,6 @@ from .worker import Bell, Worker
 logger = logging.getLogger("trellis2.service")
 
 DATABASE = "jobs.sqlite3"
-
-SWITCH_INTERVAL = 0.001
-"""Seconds after which Python takes the interpreter from the worker's thread; at its 5 ms each answer waits longer."""
 
 _DOCUMENTATION = ("/docs", "/redoc")
 _DOCUMENTATION_POLICY = (
@@ -111,7 +107,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     storage.remove_strays(
         {job.id for job in store.with_status(*OPEN)}, {job.id for job in store.with_status(COMPLETED) if job.files}
     )
-    sys.setswitchinterval(SWITCH_INTERVAL)
     bell = Bell(asyncio.get_running_loop())
     worker = Worker(settings, store, storage, bell)
     webhooks = Webhooks(settings, store, lambda job: service.view(job).model_dump_json().encode())
