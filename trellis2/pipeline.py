@@ -154,7 +154,8 @@ class Pipeline:
         the environment's TRELLIS2_GPU_MEMORY, else all that is free.
         matting: folder or hub id of the network that removes backgrounds, loaded when the first picture needs it:
         ZhengPeng7/BiRefNet or one of its kin, briaai/RMBG-2.0, or "none" to remove them by colour. None takes the
-        environment's TRELLIS2_MATTING, else the first of these, or none where the checkpoint has none.
+        environment's TRELLIS2_MATTING, else the first of these, or none where the checkpoint has none. A hub id is
+        looked for in the checkpoint's folder first.
         Raises CheckpointError, InputError and CapacityError.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -315,7 +316,7 @@ class Pipeline:
         if self._matting is None:
             dtype = torch.float32 if self.device.type == "cpu" else torch.float16
             with torch.inference_mode(False):  # weights are to outlive this call
-                self._matting = load_matting(self._matting_source, dtype=dtype)
+                self._matting = load_matting(self._matting_source, checkpoint=self.checkpoint.source, dtype=dtype)
                 self.residency.settle(self._matting)
         with self.residency.resident(self._matting):
             return self._matting.matte(image)
