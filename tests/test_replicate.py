@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -356,11 +357,8 @@ def test_what_replicate_refuses_before_it_runs(shim: ReplicateShim, client: repl
     with pytest.raises(ReplicateError) as caught:
         client.run(MODEL, {"pipeline_type": "2048", "texture_size": 16})
     assert caught.value.status == 422
-    assert [part.partition(":")[0] for part in caught.value.detail.split("; ")] == [
-        "input.image",
-        "input.pipeline_type",
-        "input.texture_size",
-    ]
+    named = {part.partition(":")[0] for part in caught.value.detail.split("; ")}
+    assert named == {"input.image", "input.pipeline_type", "input.texture_size"}
     for wrong, status in (
         (lambda: client.run(f"{OWNER}/another", {}), 404),
         (lambda: client.run(f"{MODEL}:0123", {}), 422),
@@ -379,6 +377,7 @@ def test_what_replicate_refuses_before_it_runs(shim: ReplicateShim, client: repl
 # One prediction and the next
 
 
+@pytest.mark.slow
 def test_twenty_in_any_order_give_the_same_bytes_and_leave_no_file(folder: Path, client: replicate.Client) -> None:
     wishes = [
         {"image": data_url(PICTURE), "return_no_background": True},
@@ -419,8 +418,7 @@ def replicate_ids(client: replicate.Client) -> Iterator[str]:
 
 def worker_of(server: CogServer) -> int:
     """Process id of the only child."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    (worker,) = children or subprocess.check_output(["pgrep", "-P", str(server.process.pid)], text=True).split()
+    (worker,) = subprocess.check_output(["pgrep", "-P", str(server.process.pid)], text=True).split()
     return int(worker)
 
 
@@ -442,7 +440,8 @@ def test_sigterm_finishes_the_prediction_then_ends_with_zero(tmp_path: Path, che
         asking = threading.Thread(target=lambda: answers.append(server.request("POST", "/predictions", body)))
         asking.start()
         deadline = time.monotonic() + 60
-        while " model" not in server.log.read_text() and time.monotonic() < deadline:
+        while not re.search(r"\d model", server.log.read_text()):
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
