@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import av
 import torch
+from o_voxel import postprocess
 from o_voxel.closest import Surface
 from o_voxel.repair import fill_holes
 from PIL import Image
@@ -35,7 +36,7 @@ RESIDENCIES = ("auto", "resident", "streamed")
 PUBLISHED_TEXTURE_CFG = 1.0
 IMAGE_TOKENS = {512: 1029, 1024: 4101}
 
-# Steps of the bake, by the names under which trellis2.bake calls them; one that is gone is left out.
+# Steps of the bake, by the names under which o_voxel.postprocess calls them; one that is gone is left out.
 BAKE_STEPS = (
     "fill_holes",
     "_cleaned",
@@ -45,7 +46,7 @@ BAKE_STEPS = (
     "unwrap",
     "rasterize_uv",
     "Surface",
-    "_Material",
+    "_Field",
     "fill_gaps",
     "_with_normals",
 )
@@ -258,11 +259,11 @@ def _video(asset: Asset, options: GenerateOptions, folder: Path, watch: Stopwatc
 
 @contextmanager
 def _bake_steps(watch: Stopwatch) -> Iterator[None]:
-    """Time what trellis2.bake calls; the rest of the bake is what is left of its time."""
-    module: Any = trellis2.bake
+    """Time what o_voxel.postprocess calls; the rest of the bake is what is left of its time."""
+    module: Any = postprocess
     methods = [(Surface, "closest", "closest points")]
-    if hasattr(module, "_Material"):
-        methods.append((module._Material, "at", "material at points"))
+    if hasattr(module, "_Field"):
+        methods.append((module._Field, "at", "material at points"))
     with ExitStack() as stack:
         for owner, name, label in methods:
             stack.enter_context(patch.object(owner, name, watch.wrap(label, getattr(owner, name))))

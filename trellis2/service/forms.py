@@ -132,6 +132,9 @@ def form_schema() -> dict[str, Any]:
 
 def _schema(spec: OptionSpec) -> dict[str, Any]:
     assert isinstance(spec.kind, type)
-    schema = {"type": _JSON_TYPES[spec.kind], "default": spec.default, "description": spec.description}
+    schema: dict[str, Any] = {"type": _JSON_TYPES[spec.kind], "default": spec.default, "description": spec.description}
+    if spec.kind is bool:
+        del schema["type"]
+        schema["anyOf"] = [{"type": "boolean"}, {"enum": [0, 1, "", *_TRUTHS]}]  # a form has only texts
     limits = {"minimum": spec.ge, "maximum": spec.le, "enum": spec.choices and list(spec.choices)}
     return schema | {key: value for key, value in limits.items() if value is not None}
