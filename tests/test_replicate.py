@@ -335,7 +335,7 @@ def test_webhooks(events: list[str] | None, client: replicate.Client) -> None:
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        (data_url(b"not a picture at all"), "The picture is of an unknown kind"),
+        (data_url(b"not a picture at all"), "The picture is a text, not a PNG"),
         ("data:image/png;base64,====", "image is empty: upload a picture, or check the base64 text of its data URL."),
         ("a red chair", "image='a red chair' is not a picture: upload a file, or give an http(s) or data URL."),
         (data_url(PICTURE[: len(PICTURE) // 2]), "The picture"),

@@ -513,10 +513,3 @@ def test_ply_that_lie(old: str, new: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         read_ply(io.BytesIO(text.replace(old, new).encode()))
     assert re.fullmatch(r"Not a readable \.ply file of voxels: [^\n]*\.", str(caught.value))
-
-
-def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = (e for e in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "o_voxel.io" in e)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".ply", ".vxz"]
