@@ -76,6 +76,7 @@ class ReplicateShim:
         self.queue: deque[Prediction] = deque()
         self.running: Prediction | None = None
         self.changed = threading.Condition()
+        self.reporting = threading.Lock()
         self.url = ""
 
     def client(self, token: str = TOKEN) -> replicate.Client:
@@ -156,11 +157,17 @@ class ReplicateShim:
         return value
 
     def report(self, prediction_id: str, body: dict[str, Any]) -> None:
-        """Take one webhook of coglet.  A late one must not undo the end."""
+        """Take one webhook of coglet and pass it on in its turn.  A late one must not undo the end."""
+        with self.reporting:
+            prediction = self._report(prediction_id, body)
+        if prediction.ended:
+            self.start_next()
+
+    def _report(self, prediction_id: str, body: dict[str, Any]) -> Prediction:
         with self.changed:
             prediction = self.predictions[prediction_id]
             if prediction.ended:
-                return
+                return prediction
             before, prediction.state = prediction.state, dict(body)
             prediction.started_at = prediction.started_at or now()
             if prediction.ended:
@@ -174,8 +181,7 @@ class ReplicateShim:
             shown = self.shown(prediction)
         event = "completed" if prediction.ended else "start" if before["status"] == "starting" else "logs"
         self.send_webhook(prediction, event, shown)
-        if prediction.ended:
-            self.start_next()
+        return prediction
 
     def start_next(self) -> None:
         with self.changed:
