@@ -25,6 +25,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICK_INPUTS: dict[str, Any] = {
+    "pipeline_type": "512",
+    "sparse_structure_steps": 1,
+    "shape_slat_steps": 1,
+    "tex_slat_steps": 1,
+    "decimation_target": 100000,
+    "texture_size": 1024,
+    "generate_video": False,
+    "generate_model": False,
+}
 JSON_TYPES: dict[str, dict[str, str]] = {
     "Path": {"type": "string", "format": "uri"},
     "bool": {"type": "boolean"},

@@ -33,6 +33,32 @@ LONG = QUICK | {"sparse_structure_steps": "50", "shape_slat_steps": "50", "tex_s
 
 StartService = Callable[..., AbstractContextManager[TestClient]]
 
+# As the documentation has it.
+DOCUMENTED_JAVASCRIPT = """
+async function generateModel(imageFile) {
+  const formData = new FormData();
+  formData.append('image', imageFile);
+  formData.append('seed', '42');
+  formData.append('pipeline_type', '1024_cascade');
+  formData.append('generate_video', 'true');
+  formData.append('generate_model', 'true');
+
+  const response = await fetch('http://localhost:8000/api/v1/image-to-3d', {
+    method: 'POST',
+    body: formData
+  });
+
+  const result = await response.json();
+  console.log('Job ID:', result.job_id);
+
+  // Download model
+  const modelBlob = await fetch(`http://localhost:8000${result.model_url}`)
+    .then(r => r.blob());
+
+  return modelBlob;
+}
+"""
+
 
 def submit(client: TestClient, picture: bytes, *, headers: dict[str, str] | None = None, **fields: str) -> Any:
     """POST the picture; returns the response."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import pytest
+from cog_server import QUICK_INPUTS as QUICK
 from cog_server import ROOT, CogServer, cog_server, declared_inputs, declared_outputs, openapi_document
 from pictures import object_colour, object_mask
 from PIL import Image
@@ -50,16 +51,6 @@ PROGRESS_LINE = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)\/(\d+)", re.MULTILINE)
 
 VIDEO_FRAMES = 4
 VIDEO_RESOLUTION = 64
-QUICK: dict[str, Any] = {
-    "pipeline_type": "512",
-    "sparse_structure_steps": 1,
-    "shape_slat_steps": 1,
-    "tex_slat_steps": 1,
-    "decimation_target": 100000,
-    "texture_size": 1024,
-    "generate_video": False,
-    "generate_model": False,
-}
 
 
 def data_url(data: bytes) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import replicate
-from cog_server import ROOT, CogServer, cog_server
+from cog_server import QUICK_INPUTS, ROOT, CogServer, cog_server
 from pictures import object_colour, object_mask
 from PIL import Image
 from replicate.exceptions import ModelError, ReplicateError
@@ -32,17 +32,7 @@ from replicate_shim import NAME, OWNER, ReplicateShim, replicate_shim
 
 MODEL = f"{OWNER}/{NAME}"
 STAGES = ["prepare", "condition", "structure", "shape", "texture", "decode", "model", "video"]
-QUICK: dict[str, Any] = {
-    "seed": 7,
-    "pipeline_type": "512",
-    "sparse_structure_steps": 1,
-    "shape_slat_steps": 1,
-    "tex_slat_steps": 1,
-    "decimation_target": 100000,
-    "texture_size": 1024,
-    "generate_video": False,
-    "generate_model": False,
-}
+QUICK = QUICK_INPUTS | {"seed": 7}
 EVERYTHING = QUICK | {"return_no_background": True, "generate_video": True, "generate_model": True}
 
 # Python runs a sitecustomize by itself at its start.  This one makes the worker linger in the stage that the file

@@ -48,7 +48,7 @@ def submanifold_conv3d(
 
     feats: (N, Ci). plan: of the N voxels. weight: (Co, 3, 3, 3, Ci), kernel axes x, y, z. bias: (Co,).
     first, last: compute only these rows; ``first`` and ``last`` are multiples of SEGMENT, or ``last`` is the end.
-    Sums are float32 or wider and have one order, whatever rows are asked for.
+    On a GPU sums are float32 and have one order, whatever rows are asked for.
     Returns (last - first, Co) in the dtype of ``feats``.  Raises ValueError on arguments that do not fit.
     """
     count = len(feats)

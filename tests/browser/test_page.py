@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import uvicorn
 from PIL import Image, ImageChops
+from service_client import DOCUMENTED_JAVASCRIPT
 
 from trellis2.image import MAX_BYTES
 from trellis2.pipeline import STAGE_WEIGHTS
@@ -39,31 +40,6 @@ FRAMES, SIDE = 8, 96
 DESKTOP, PHONE = {"width": 1100, "height": 800}, {"width": 390, "height": 844}
 SECONDS = 1000  # playwright counts in milliseconds
 
-# From the documentation.
-DOCUMENTED_JAVASCRIPT = """
-async function generateModel(imageFile) {
-  const formData = new FormData();
-  formData.append('image', imageFile);
-  formData.append('seed', '42');
-  formData.append('pipeline_type', '1024_cascade');
-  formData.append('generate_video', 'true');
-  formData.append('generate_model', 'true');
-
-  const response = await fetch('http://localhost:8000/api/v1/image-to-3d', {
-    method: 'POST',
-    body: formData
-  });
-
-  const result = await response.json();
-  console.log('Job ID:', result.job_id);
-
-  // Download model
-  const modelBlob = await fetch(`http://localhost:8000${result.model_url}`)
-    .then(r => r.blob());
-
-  return modelBlob;
-}
-"""
 CALL = """async () => {
   DOCUMENTED
   const picture = await (await fetch('/T.png')).blob();

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from service_client import LONG, PICTURE, ROOT, Running, started
+from service_client import DOCUMENTED_JAVASCRIPT, LONG, PICTURE, ROOT, Running, started
 
 from client_examples import TRELLIS2Client, TRELLIS2Error
 from trellis2.export import read_glb
@@ -49,30 +49,6 @@ curl -X POST http://localhost:8000/api/v1/image-to-3d \\
 """
 DOCUMENTED_DOWNLOAD = "curl -o output.glb http://localhost:8000/api/v1/outputs/{job_id}/output.glb"
 
-DOCUMENTED_JAVASCRIPT = """
-async function generateModel(imageFile) {
-  const formData = new FormData();
-  formData.append('image', imageFile);
-  formData.append('seed', '42');
-  formData.append('pipeline_type', '1024_cascade');
-  formData.append('generate_video', 'true');
-  formData.append('generate_model', 'true');
-
-  const response = await fetch('http://localhost:8000/api/v1/image-to-3d', {
-    method: 'POST',
-    body: formData
-  });
-
-  const result = await response.json();
-  console.log('Job ID:', result.job_id);
-
-  // Download model
-  const modelBlob = await fetch(`http://localhost:8000${result.model_url}`)
-    .then(r => r.blob());
-
-  return modelBlob;
-}
-"""
 CALL_IN_NODE = """
 const { openAsBlob, writeFileSync } = require('node:fs');
 openAsBlob('assets/example_image/T.png')
