@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_points
+from .attributes_warp import voxel_attributes
+from .checks import check_faces, check_points
 from .voxelize import Grid, around, bounds, check_triangles, compiled, crossings, make_grid, segment_sum, unit_normals
 
 REPEAT, CLAMP, MIRROR = 0, 1, 2
@@ -32,6 +33,7 @@ _LANCZOS = 1  # PIL.Image.Resampling
 _CHUNK = 1 << 17  # triangles at a time
 _LEAST_AREA = 1e-6  # of a triangle's texture coordinates, doubled
 _LEAST_WEIGHT = 1e-3
+_CUTOFF_SLACK = 1e-6  # a texel as great as the cutoff stays so, whatever the rounding of the filter
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def textured_mesh_to_volumetric_attr(
     mip_level_offset: float = 0.0,
     verbose: bool = False,
     timing: bool = False,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Turn a textured mesh into voxel attributes (o_voxel.convert.textured_mesh_to_volumetric_attr of TRELLIS.2).
 
@@ -89,6 +92,7 @@ def textured_mesh_to_volumetric_attr(
     multiply the base colour. Textures are repeated and filtered linearly, between sizes too; one that is not square
     with a power of two as its side is resized to that. voxel_size, grid_size, aabb: as in mesh_to_flexible_dual_grid.
     mip_level_offset: added to the level of detail. verbose, timing: write the grid and the seconds taken to stdout.
+    device: where the work is done, a CPU or a GPU, and where the results are.
 
     Returns (coords (N, 3) int32 in ascending order, attributes: "base_color" (N, 3), "metallic" (N, 1), "roughness"
     (N, 1), "emissive" (N, 3), "alpha" (N, 1), "normal" (N, 3), all uint8; 0..255 is 0..1, for normals -1..1).
@@ -99,6 +103,7 @@ def textured_mesh_to_volumetric_attr(
     except ImportError as error:
         raise ImportError("textured_mesh_to_volumetric_attr needs trimesh: pip install trimesh pillow") from error
     start = time.perf_counter()
+    place = _place(device)
     if isinstance(mesh, (str, Path)):
         mesh = trimesh.load(mesh)
     parts = mesh.dump() if isinstance(mesh, trimesh.Scene) else [mesh]
@@ -106,8 +111,8 @@ def textured_mesh_to_volumetric_attr(
         raise ValueError("mesh must be triangles, a scene of them, or the path of a file with nothing else.")
     surfaces, materials = [], []
     for index, part in enumerate(parts):
-        surfaces.append(_trimesh_surface(part, index))
-        materials.append(_trimesh_material(part))
+        surfaces.append(_trimesh_surface(part, index, place))
+        materials.append(_trimesh_material(part, place))
     return _voxelise(
         surfaces, materials, voxel_size, grid_size, aabb, mip_level_offset, start if timing else None, verbose
     )
@@ -121,6 +126,7 @@ def blender_dump_to_volumetric_attr(
     mip_level_offset: float = 0.0,
     verbose: bool = False,
     timing: bool = False,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same for a scene dumped from Blender (o_voxel.convert.blender_dump_to_volumetric_attr of TRELLIS.2).
 
@@ -131,8 +137,9 @@ def blender_dump_to_volumetric_attr(
     "Smart", "extension": "REPEAT", "EXTEND", "CLIP" or "MIRROR"}.
     """
     start = time.perf_counter()
-    materials = [_blender_material(material) for material in dump["materials"]]
-    surfaces = [_blender_surface(item) for item in dump["objects"]]
+    place = _place(device)
+    materials = [_blender_material(material, place) for material in dump["materials"]]
+    surfaces = [_blender_surface(item, place) for item in dump["objects"]]
     if not surfaces:
         raise ValueError("dump['objects'] must hold at least one object.")
     return _voxelise(
@@ -172,12 +179,44 @@ def attributes_reference(
 def attributes_compiled(
     native: ModuleType, surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
 ) -> tuple[Tensor, Tensor]:
-    """attributes_reference by the compiled op."""
+    """attributes_reference by the compiled op, on a CPU."""
+    coords, values = native.attributes(
+        surface.corners,
+        surface.normals,
+        surface.uvs,
+        surface.colors,
+        surface.material,
+        *_packed(materials),
+        grid.size.tolist(),
+        grid.shape,
+        mip_level_offset,
+    )
+    return coords, values
+
+
+def attributes_warp(
+    surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
+) -> tuple[Tensor, Tensor]:
+    """attributes_reference by a Warp kernel, on any device."""
+    triangles, keys = _pairs(surface.corners, grid)
+    keys, counts = torch.unique_consecutive(keys, return_counts=True)
+    values = voxel_attributes(
+        (keys, counts.cumsum(0), triangles.int()),
+        (surface.corners, surface.normals, surface.uvs, surface.colors, surface.material),
+        *_packed(materials),
+        grid.size,
+        grid.shape,
+        mip_level_offset,
+    )
+    return grid.voxels(keys).int(), values
+
+
+def _packed(materials: list[Material]) -> tuple[Tensor, list[Tensor], Tensor]:
+    """(factors (M, 11) float64, texels of the textures (6 M), their (size, linear, wrap) (6 M, 3)), on the host."""
     factors, textures, layout = [], [], []
     for m in materials:
-        factors.append(
-            [*m.base_color, m.metallic, m.roughness, *m.emissive, m.alpha, float(m.alpha_mode), m.alpha_cutoff]
-        )
+        cutoff = m.alpha_cutoff - _CUTOFF_SLACK
+        factors.append([*m.base_color, m.metallic, m.roughness, *m.emissive, m.alpha, float(m.alpha_mode), cutoff])
         for texture in (
             m.base_color_texture,
             m.metallic_texture,
@@ -188,20 +227,18 @@ def attributes_compiled(
         ):
             textures.append(torch.empty((0, 1), dtype=torch.uint8) if texture is None else texture.texels)
             layout.append([0, 0, 0] if texture is None else [texture.size, int(texture.linear), texture.wrap])
-    coords, values = native.attributes(
-        surface.corners,
-        surface.normals,
-        surface.uvs,
-        surface.colors,
-        surface.material,
-        torch.tensor(factors, dtype=torch.float64),
-        textures,
-        torch.tensor(layout),
-        grid.size.tolist(),
-        grid.shape,
-        mip_level_offset,
-    )
-    return coords, values
+    return torch.tensor(factors, dtype=torch.float64), textures, torch.tensor(layout)
+
+
+def _place(device: torch.device | str) -> torch.device:
+    """Raises ValueError where it is no CPU or GPU of this machine."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")
+    if place.type == "cpu" or (place.type == "cuda" and (place.index or 0) < torch.cuda.device_count()):
+        return place
+    raise ValueError(f"device={str(device)!r} must be 'cpu' or a GPU of this machine, such as 'cuda'.")
 
 
 def _voxelise(
@@ -231,27 +268,30 @@ def _voxelise(
         sys.stdout.write(f"grid {grid.shape}, voxel {grid.size.tolist()}, aabb {grid.box.tolist()}\n")
     whole = Surface(whole.corners - grid.box[0], whole.normals, whole.uvs, whole.colors, whole.material)
     check_triangles(whole.corners, extremes, grid)
-    native = compiled()
+    native = None if whole.corners.is_cuda else compiled()
     if native is None:
-        coords, values = attributes_reference(whole, materials, grid, mip_level_offset)
+        coords, values = attributes_warp(whole, materials, grid, mip_level_offset)
     else:
         coords, values = attributes_compiled(native, whole, materials, grid, mip_level_offset)
     attributes = dict(zip(WIDTHS, values.split(list(WIDTHS.values()), dim=1), strict=True))
     if start is not None:
+        if coords.is_cuda:
+            torch.cuda.synchronize()
         sys.stdout.write(f"voxel attributes took {time.perf_counter() - start:.3f} s\n")
     return coords, {name: value.contiguous() for name, value in attributes.items()}
 
 
 def _pairs(corners: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """(triangle, key of a voxel with an edge that it crosses), each pair once."""
+    """(triangle, key of a voxel with an edge that it crosses), each pair once, by voxel and triangle."""
     triangles, keys = [], []
     for axis in range(3):
         triangle, voxel, _ = crossings(corners, axis, grid)
         keys.append(grid.keys(voxel[:, None] + around(axis, corners.device)).flatten())
         triangles.append(triangle.repeat_interleave(4))
-    unique, rows = torch.unique(torch.cat(keys), return_inverse=True)
-    pairs = torch.unique(torch.cat(triangles) * max(len(unique), 1) + rows)
-    return pairs // max(len(unique), 1), unique[pairs % max(len(unique), 1)]
+    # The voxels' places in their order instead of their keys, which would leave no room for the triangle.
+    unique, places = torch.unique(torch.cat(keys), return_inverse=True)
+    pairs = torch.unique(places.mul_(len(corners)).add_(torch.cat(triangles)))
+    return pairs % len(corners), unique[pairs // len(corners)]
 
 
 def _evaluate(
@@ -291,7 +331,7 @@ def _evaluate(
     if material.alpha_mode != OPAQUE:
         alpha = sample(material.alpha_texture, 1) * material.alpha * color[:, 3:]
         if material.alpha_mode == MASK:
-            alpha = (alpha >= material.alpha_cutoff).double()
+            alpha = (alpha >= material.alpha_cutoff - _CUTOFF_SLACK).double()
     if material.normal_texture is not None:
         x, y, z = (sample(material.normal_texture, 3) * 2 - 1)[:, :, None].unbind(1)
         normal = x * tangent[triangle] + y * bitangent[triangle] + z * normal
@@ -362,39 +402,49 @@ def _total(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return keys, segment_sum(values[order], counts)
 
 
-def _trimesh_surface(part: Any, index: int) -> Surface:
-    faces = part.faces
+def _trimesh_surface(part: Any, index: int, device: torch.device) -> Surface:
+    def on_device(values: Any) -> Tensor:
+        return torch.tensor(np.asarray(values)).to(device)
+
+    faces = on_device(part.faces)
+    check_faces(faces, len(part.vertices))
     uv = getattr(part.visual, "uv", None)
     colors = part.vertex_attributes.get("color")
     if part.visual.kind == "vertex":
         colors = part.visual.vertex_colors
     elif part.visual.kind == "face":
         colors = np.repeat(part.visual.face_colors[:, None], 3, axis=1)
-    if colors is None:
-        corner_colors = torch.ones((len(faces), 3, 4))
-    else:
+    for name, values in (("texture coordinates", uv), ("colors", colors)):
+        if values is not None and values.ndim == 2 and len(values) != len(part.vertices):
+            raise ValueError(f"mesh {name} must be one per vertex ({len(part.vertices)}), not {len(values)}.")
+    corner_colors = torch.ones((len(faces), 3, 4), device=device)
+    if colors is not None:
         scale = np.iinfo(colors.dtype).max if np.issubdtype(colors.dtype, np.integer) else 1
-        corner_colors = torch.ones((len(faces), 3, 4))
-        each = colors if colors.ndim == 3 else colors[faces]
-        corner_colors[:, :, : each.shape[2]] = torch.as_tensor(each / scale, dtype=torch.float32)
+        each = on_device(np.asarray(colors, dtype=np.float64) / scale).float()
+        corner_colors[:, :, : each.shape[-1]] = each if each.ndim == 3 else each[faces]
     return Surface(
-        torch.tensor(part.triangles, dtype=torch.float32),
-        torch.tensor(part.vertex_normals[faces], dtype=torch.float32),
-        torch.zeros((len(faces), 3, 2)) if uv is None else torch.tensor(uv[faces], dtype=torch.float32),
+        on_device(part.vertices).float()[faces],
+        on_device(part.vertex_normals).float()[faces],
+        torch.zeros((len(faces), 3, 2), device=device) if uv is None else on_device(uv).float()[faces],
         corner_colors,
-        torch.full((len(faces),), index),
+        torch.full((len(faces),), index, device=device),
     )
 
 
-def _trimesh_material(part: Any) -> Material:
+def _trimesh_material(part: Any, device: torch.device) -> Material:
     material = getattr(part.visual, "material", None)
     if material is None:
         return Material()
     if hasattr(material, "to_pbr"):
         material = material.to_pbr()
+    images: dict[int, Tensor] = {}
 
     def texture(image: Any, channels: Iterable[int]) -> Texture | None:
-        return None if image is None else make_texture(_pixels(image, "RGBA")[:, :, list(channels)])
+        if image is None:
+            return None
+        if id(image) not in images:
+            images[id(image)] = _pixels(image, "RGBA").to(device)
+        return make_texture(images[id(image)][:, :, list(channels)])
 
     factor = material.baseColorFactor
     factor = np.ones(4) if factor is None else np.append(np.asarray(factor, dtype=np.float64), 255)[:4] / 255
@@ -417,7 +467,7 @@ def _trimesh_material(part: Any) -> Material:
     )
 
 
-def _blender_surface(item: dict[str, Any]) -> Surface:
+def _blender_surface(item: dict[str, Any], device: torch.device) -> Surface:
     vertices, faces = np.asarray(item["vertices"]), np.asarray(item["faces"])
     if not len(faces) or faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError(f"dump['objects'] must hold faces of indices from 0 to {len(vertices) - 1}.")
@@ -426,15 +476,15 @@ def _blender_surface(item: dict[str, Any]) -> Surface:
         uvs = torch.tensor(np.asarray(item["uvs"]), dtype=torch.float32).reshape(-1, 3, 2).clone()
     uvs[:, :, 1] = 1 - uvs[:, :, 1]
     return Surface(
-        torch.tensor(vertices[faces], dtype=torch.float32).reshape(-1, 3, 3),
-        torch.tensor(np.asarray(item["normals"]), dtype=torch.float32).reshape(-1, 3, 3),
-        uvs,
-        torch.ones((len(faces), 3, 4)),
-        torch.tensor(np.asarray(item["mat_ids"]), dtype=torch.int64).reshape(-1),
+        torch.tensor(vertices[faces], dtype=torch.float32).reshape(-1, 3, 3).to(device),
+        torch.tensor(np.asarray(item["normals"]), dtype=torch.float32).reshape(-1, 3, 3).to(device),
+        uvs.to(device),
+        torch.ones((len(faces), 3, 4), device=device),
+        torch.tensor(np.asarray(item["mat_ids"]), dtype=torch.int64).reshape(-1).to(device),
     )
 
 
-def _blender_material(material: dict[str, Any]) -> Material:
+def _blender_material(material: dict[str, Any], device: torch.device) -> Material:
     def texture(name: str, mode: str) -> Texture | None:
         pack = material.get(name)
         if pack is None:
@@ -450,7 +500,7 @@ def _blender_material(material: dict[str, Any]) -> Material:
                 f"interpolation of {', '.join(_BLENDER_LINEAR)}."
             )
         with Image.open(io.BytesIO(pack["image"])) as image:
-            return make_texture(_pixels(image, mode), linear, wrap)
+            return make_texture(_pixels(image, mode).to(device), linear, wrap)
 
     modes = {"OPAQUE": OPAQUE, "MASK": MASK, "BLEND": BLEND}
     if material["alphaMode"] not in modes:

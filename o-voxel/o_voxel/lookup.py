@@ -83,9 +83,10 @@ def _check_coords(name: str, coords: Tensor) -> None:
 
 
 @func
-def _first_not_below(keys: Int64s, count: int, wanted: wp.int64) -> int:
-    low = wp.int32(0)
-    high = int(count)
+def first_not_below(keys: Int64s, begin: int, end: int, wanted: wp.int64) -> int:
+    """The first of the ascending keys[begin:end] that is not below ``wanted``, ``end`` if all are."""
+    low = int(begin)
+    high = int(end)
     while low < high:
         middle = (low + high) // 2
         if keys[middle] < wanted:
@@ -105,7 +106,7 @@ def _find_rows(
         if q[axis] < wp.int64(0) or q[axis] >= extent[axis]:
             return
     wanted = ((q[0] * extent[1] + q[1]) * extent[2] + q[2]) * extent[3] + q[3]
-    j = wp.min(_first_not_below(keys, count, wanted), count - 1)
+    j = wp.min(first_not_below(keys, 0, count, wanted), count - 1)
     if keys[j] == wanted:
         found[i] = rows[j]
 
@@ -119,7 +120,7 @@ def _find_neighbors(
     for line in range(9):
         # Neighbours along z have keys in a row: one search finds all three.
         wanted = keys[i] + wp.int64(line // 3 - 1) * step_x + wp.int64(line % 3 - 1) * step_y - wp.int64(1)
-        j = _first_not_below(keys, count, wanted)
+        j = first_not_below(keys, 0, count, wanted)
         for dz in range(3):
             found = wp.int32(-1)
             if keys[wp.min(j, count - 1)] == wanted:

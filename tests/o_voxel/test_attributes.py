@@ -12,14 +12,25 @@ import pytest
 import torch
 import trimesh
 from golden_cases import golden_cases, load_golden, under
-from o_voxel.attributes import blender_dump_to_volumetric_attr, textured_mesh_to_volumetric_attr
+from o_voxel.attributes import (
+    BLEND,
+    CLAMP,
+    MASK,
+    MIRROR,
+    OPAQUE,
+    REPEAT,
+    attributes_reference,
+    attributes_warp,
+    blender_dump_to_volumetric_attr,
+    textured_mesh_to_volumetric_attr,
+)
 from o_voxel.voxelize import mesh_to_flexible_dual_grid
 from PIL import Image
+from surfaces import BOX, textured_bowl
 from torch import Tensor
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-BOX = [[-0.5] * 3, [0.5] * 3]
 # A rectangle above z = 0, wider than the grid's outermost lines; its texture coordinates are x + 0.5, y + 0.5.
 VERTICES = np.array([[-0.49, -0.49, 0.01], [0.49, -0.49, 0.01], [0.49, 0.48, 0.01], [-0.49, 0.48, 0.01]])
 FACES = np.array([[0, 1, 2], [0, 2, 3]])
@@ -73,6 +84,19 @@ def test_equals_the_original(path: Path, tmp_path: Path) -> None:
             assert error <= meta["tol"]["max_abs_u8"], name
 
 
+@pytest.mark.parametrize("wrap", [REPEAT, CLAMP, MIRROR])
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("mode", [OPAQUE, MASK, BLEND])
+@pytest.mark.parametrize("offset", [0.0, 2.5])
+def test_the_kernel_gives_what_torch_gives(wrap: int, linear: bool, mode: int, offset: float) -> None:
+    surface, materials, grid = textured_bowl(wrap, linear, mode)
+    coords, values = attributes_warp(surface, materials, grid, offset)
+    expected = attributes_reference(surface, materials, grid, offset)
+    assert torch.equal(coords, expected[0])
+    assert (values.int() - expected[1].int()).abs().max() <= 1
+    assert float((values != expected[1]).float().mean()) <= 1e-4
+
+
 def test_voxels_are_those_of_the_dual_grid() -> None:
     ball = trimesh.creation.icosphere(3, 0.4)
     ball.visual = TextureVisuals(material=PBRMaterial())
@@ -97,12 +121,11 @@ def test_factors_without_textures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "cutoff", "alpha"), [("OPAQUE", 0.5, 255), ("MASK", 0.4, 255), ("MASK", 0.6, 0), ("BLEND", 0.5, 127)]
+    ("mode", "cutoff", "alpha"),
+    [("OPAQUE", 0.5, 255), ("MASK", 0.4, 255), ("MASK", 127 / 255, 255), ("MASK", 0.6, 0), ("BLEND", 0.5, 127)],
 )
 def test_alpha_modes(mode: str, cutoff: float, alpha: int) -> None:
-    image = (
-        Image.fromarray(np.full((4, 4, 4), 127, np.uint8), "RGBA") if False else Image.new("RGBA", (4, 4), (127,) * 4)
-    )
+    image = Image.new("RGBA", (4, 4), (127,) * 4)
     mesh = sheet(baseColorTexture=image, alphaMode=mode, alphaCutoff=cutoff)
     _, attributes = textured_mesh_to_volumetric_attr(mesh, grid_size=8, aabb=BOX)
     assert attributes["alpha"].unique().tolist() == [alpha]
@@ -221,6 +244,18 @@ def test_wrong_arguments_are_named() -> None:
         textured_mesh_to_volumetric_attr(sheet(), grid_size=8, aabb=BOX, mip_level_offset=math.nan)
     with pytest.raises(ValueError, match="every triangle lies outside"):
         textured_mesh_to_volumetric_attr(sheet(), grid_size=8, aabb=[[2, 2, 2], [3, 3, 3]])
+    with pytest.raises(ValueError, match="device='mps' must be 'cpu' or a GPU"):
+        textured_mesh_to_volumetric_attr(sheet(), grid_size=8, aabb=BOX, device="mps")
+    with pytest.raises(ValueError, match="device='cuda:77' must be 'cpu' or a GPU"):
+        blender_dump_to_volumetric_attr(dump(), grid_size=8, aabb=BOX, device="cuda:77")
+    with pytest.raises(ValueError, match="device='no such' must be 'cpu' or a GPU"):
+        blender_dump_to_volumetric_attr(dump(), grid_size=8, aabb=BOX, device="no such")
+    with pytest.raises(ValueError, match=r"mesh texture coordinates must be one per vertex \(4\), not 3"):
+        textured_mesh_to_volumetric_attr(sheet(uv=UV[:3]), grid_size=8, aabb=BOX)
+    bad = sheet()
+    bad.faces = FACES + 2
+    with pytest.raises(ValueError, match="faces must hold indices from 0 to 3"):
+        textured_mesh_to_volumetric_attr(bad, grid_size=8, aabb=BOX)
     with pytest.raises(ValueError, match="extension of REPEAT"):
         blender_dump_to_volumetric_attr(dump(pack(CHESS, extension="TILE")), grid_size=8, aabb=BOX)
     with pytest.raises(ValueError, match="alphaMode of OPAQUE"):

@@ -67,6 +67,32 @@ def test_missing_voxel_gives_no_quad() -> None:
     assert vertices.shape == faces.shape == (0, 3)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_quads_of_random_voxels(seed: int) -> None:
+    """Each quad by asking for its four voxels one by one."""
+    generator = torch.Generator().manual_seed(seed)
+    side = 2 + 3 * seed
+    coords = torch.nonzero(torch.rand((side, side, side), generator=generator) < 0.6)
+    coords = coords[torch.randperm(len(coords), generator=generator)].int() + 2048 * (seed % 2)
+    flags = torch.rand((len(coords), 3), generator=generator) < 0.5
+    rows = {tuple(voxel): row for row, voxel in enumerate(coords.tolist())}
+    expected = []
+    for (x, y, z), crossed in zip(coords.tolist(), flags.tolist(), strict=True):
+        around = (
+            ((x, y, z), (x, y, z + 1), (x, y + 1, z + 1), (x, y + 1, z)),
+            ((x, y, z), (x + 1, y, z), (x + 1, y, z + 1), (x, y, z + 1)),
+            ((x, y, z), (x, y + 1, z), (x + 1, y + 1, z), (x + 1, y, z)),
+        )
+        for axis in range(3):
+            if crossed[axis] and all(voxel in rows for voxel in around[axis]):
+                a, b, c, d = (rows[voxel] for voxel in around[axis])
+                expected += [[a, b, c], [a, c, d]]
+    offsets = torch.rand((len(coords), 3), generator=generator)
+    _, faces = flexible_dual_grid_to_mesh(coords, offsets, flags, None, [[0] * 3, [1] * 3], voxel_size=1 / 4096)
+    assert faces.tolist() == expected
+    assert expected or seed == 0
+
+
 @torch.enable_grad()
 def test_train_adds_the_weighted_middle_and_carries_gradients() -> None:
     offsets = HALVES.clone().requires_grad_()
@@ -105,6 +131,10 @@ def test_sizes_as_the_original_takes_them(size: dict[str, Any]) -> None:
         ({"dual_vertices": HALVES * float("nan")}, "dual_vertices"),
         ({"intersected_flag": FLAGS[:2]}, "intersected_flag"),
         ({"split_weight": torch.ones(4)}, "split_weight"),
+        ({"split_weight": torch.full((4, 1), float("inf"))}, "split_weight must be finite"),
+        ({"coords": COORDS.float()}, "coords must be int32 or int64"),
+        ({"coords": COORDS - 2}, "coords must not be negative"),
+        ({"grid_size": (4, 2, 4)}, r"coords must be below grid_size \[4, 2, 4\], but reach \[2, 2, 0\]"),
         ({"train": True}, "split_weight"),
         ({"aabb": [0, 1]}, "aabb"),
         ({"grid_size": None}, "voxel_size or grid_size"),

@@ -17,10 +17,10 @@ from o_voxel.build import build
 from o_voxel.closest import closest_point
 from o_voxel.dual_grid import flexible_dual_grid_to_mesh
 from o_voxel.voxelize import dual_grid_compiled, dual_grid_reference, make_grid, mesh_to_flexible_dual_grid
+from surfaces import BOX, bowl, textured_bowl
 from torch import Tensor
 from voxelise import surface_points
 
-BOX = [[-0.5] * 3, [0.5] * 3]
 CUBE_FACES = [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6],
               [0, 6, 4], [1, 5, 7], [1, 7, 3]]  # fmt: skip
 
@@ -34,17 +34,6 @@ def square(z: float = 0.01, half: float = 0.3) -> tuple[Tensor, Tensor]:
     # Not quite a square, so that its diagonal meets no corner of the grid.
     vertices = torch.tensor([[-half, -half, z], [half, -half, z], [half, 1.01 * half, z], [-half, half, z]])
     return vertices, torch.tensor([[0, 1, 2], [0, 2, 3]])
-
-
-def bowl(rings: int = 40, around: int = 60) -> tuple[Tensor, Tensor]:
-    """An open, curved surface with a wavy rim."""
-    r, a = torch.meshgrid(torch.linspace(0.02, 1, rings), torch.arange(around) * (2 * math.pi / around), indexing="ij")
-    x, y = 0.42 * r * a.cos(), 0.42 * r * a.sin()
-    z = 0.5 * r**2 - 0.3 + 0.05 * r * (3 * a).sin()
-    i, j = torch.meshgrid(torch.arange(rings - 1), torch.arange(around), indexing="ij")
-    here, right = i * around + j, i * around + (j + 1) % around
-    faces = torch.stack([here, here + around, right, right, here + around, right + around], dim=-1)
-    return torch.stack([x, y, z], dim=-1).reshape(-1, 3), faces.reshape(-1, 3)
 
 
 def fins() -> tuple[Tensor, Tensor]:
@@ -337,32 +326,11 @@ def test_compiled_equals_the_original(native: ModuleType, path: Path) -> None:
 @pytest.mark.parametrize("wrap", [attributes.REPEAT, attributes.CLAMP, attributes.MIRROR])
 @pytest.mark.parametrize("linear", [True, False])
 def test_compiled_attributes_equal_torch(native: ModuleType, wrap: int, linear: bool) -> None:
-    vertices, faces = bowl()
-    grid = make_grid(vertices[:2], None, [50, 40, 30], BOX)
-    generator = torch.Generator().manual_seed(0)
-    corners = (vertices - grid.box[0])[faces]
-
-    def random(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    def texture(channels: int, size: int) -> attributes.Texture:
-        return attributes.make_texture((random(size, size, channels) * 256).byte(), linear, wrap)
-
-    plain = attributes.Material((0.5, 0.6, 0.7), 0.8, 0.9, (0.1, 0.2, 0.3), 0.4, attributes.BLEND)
-    full = attributes.Material(
-        (0.5, 0.6, 0.7), 0.8, 0.9, (0.1, 0.2, 0.3), 0.9, attributes.MASK, 0.45, texture(3, 64), texture(1, 32),
-        texture(1, 32), texture(3, 1), texture(1, 16), texture(3, 64)
-    )  # fmt: skip
-    surface = attributes.Surface(
-        corners,
-        random(len(faces), 3, 3) - 0.5,
-        3 * corners[:, :, :2] - 1,
-        random(len(faces), 3, 4),
-        (random(len(faces)) * 2).long(),
-    )
-    for offset in (0.0, 2.5):
-        coords, values = attributes.attributes_compiled(native, surface, [plain, full], grid, offset)
-        expected = attributes.attributes_reference(surface, [plain, full], grid, offset)
-        assert torch.equal(coords, expected[0])
-        assert (values.int() - expected[1].int()).abs().max() <= 1
-        assert float((values != expected[1]).float().mean()) <= 1e-4
+    for mode in (attributes.OPAQUE, attributes.MASK, attributes.BLEND):
+        surface, materials, grid = textured_bowl(wrap, linear, mode)
+        for offset in (0.0, 2.5):
+            coords, values = attributes.attributes_compiled(native, surface, materials, grid, offset)
+            expected = attributes.attributes_reference(surface, materials, grid, offset)
+            assert torch.equal(coords, expected[0])
+            assert (values.int() - expected[1].int()).abs().max() <= 1
+            assert float((values != expected[1]).float().mean()) <= 1e-4
