@@ -5,6 +5,10 @@ Settings of a deployment (environment):
     TRELLIS2_MATTING           network that removes backgrounds: a folder, a hub id, or none
     TRELLIS2_GPU_MEMORY        GiB of GPU memory to stay within; empty takes what is free
     TRELLIS2_DATA              folder of jobs, uploads and outputs (out/service); one process uses it at a time
+    TRELLIS2_STORAGE           another folder, or an address such as s3://bucket/folder, of uploads and outputs
+    TRELLIS2_REDIS             Redis, such as redis://host:6379/0, whose workers (``worker.py``) run the jobs on this
+                               machine and others; unset: this process runs them
+    TRELLIS2_LEASE_SECONDS     time after which such a worker that is not heard of counts as dead (20)
     TRELLIS2_HOST              address that ``python api.py`` listens at (127.0.0.1: this machine alone)
     TRELLIS2_PORT              port that ``python api.py`` listens at (8000)
     TRELLIS2_API_KEYS          keys, separated by commas, of which a caller has to send one; unset: anybody may call

@@ -55,10 +55,15 @@ class StubPipeline:
         return SimpleNamespace(seed=options.seed, timings={"shape": SECONDS}, warnings=())
 
 
-def main() -> None:
+def stand_in() -> None:
+    """Be the pipeline, before anybody imports it, and torch with it."""
     module = types.ModuleType("trellis2.pipeline")
     module.Pipeline = StubPipeline  # type: ignore[attr-defined]
-    sys.modules["trellis2.pipeline"] = module  # before the worker imports it, and torch with it
+    sys.modules["trellis2.pipeline"] = module
+
+
+def main() -> None:
+    stand_in()
     settings = settings_from_environment()
     log_as_json()
     uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_config=None)

@@ -406,13 +406,13 @@ def test_a_preset_that_does_not_fit_is_refused(
 ) -> None:
     key = {"Idempotency-Key": "fits"}
     job = submit(service, picture, headers=key).json()
-    monkeypatch.setattr("trellis2.service.routes.host_memory", lambda _: 3 * 10**9)
+    monkeypatch.setattr("trellis2.service.capacity.host_memory", lambda _: 3 * 10**9)
     answer = submit(service, picture, pipeline_type="1536_cascade")
     assert answer.status_code == 503
     assert answer.json()["detail"] == (
         "pipeline_type='1536_cascade' needs 4.0 GB of memory, and there are 3.0; choose pipeline_type='1024_cascade'."
     )
-    monkeypatch.setattr("trellis2.service.routes.host_memory", lambda _: 0)
+    monkeypatch.setattr("trellis2.service.capacity.host_memory", lambda _: 0)
     assert submit(service, picture, headers=key).json()["job_id"] == job["job_id"]
     assert submit(service, picture).status_code == 503
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import signal
 import sqlite3
@@ -25,14 +24,15 @@ from trellis2.errors import InputError
 from trellis2.version import VERSION
 
 from .forms import FORM_BYTES
-from .jobs import COMPLETED, OPEN, JobStore
+from .jobs import QUEUED, RUNNING, JobStore
 from .page import add_page
 from .routes import Service, router
+from .runner import NO_ROOM, NO_ROOM_ERRORS, NO_STORE
 from .settings import Settings
-from .storage import Storage
+from .storage import Storage, StorageError, open_storage
 from .telemetry import fastapi_settings
 from .webhooks import Webhooks
-from .worker import Bell, Worker
+from .worker import Bell, Worker, Workforce
 
 logger = logging.getLogger("trellis2.service")
 
@@ -74,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(sqlite3.OperationalError, _full)
     app.add_exception_handler(OSError, _full)
+    app.add_exception_handler(StorageError, _no_store)
     app.add_exception_handler(Exception, _unexpected)
     if settings.cors_origins:
         app.add_middleware(
@@ -100,15 +101,14 @@ def _without_keys(document: dict[str, Any]) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    storage = Storage(settings.data)
+    storage = open_storage(settings.data, settings.storage)
     store = JobStore(settings.data / DATABASE)
-    for job in store.recover():
-        logger.warning("%s after an interruption", job.status, extra={"job_id": job.id})
-    storage.remove_strays(
-        {job.id for job in store.with_status(*OPEN)}, {job.id for job in store.with_status(COMPLETED) if job.files}
-    )
     bell = Bell(asyncio.get_running_loop())
-    worker = Worker(settings, store, storage, bell)
+    worker = _workforce(settings, store, storage, bell)
+    waiting, running = ({job.id for job in store.with_status(status)} for status in (QUEUED, RUNNING))
+    storage.remove_strays(waiting, running, store.with_files())
+    for job in store.unmeasured():
+        store.measured(job.id, storage.size(job.id))
     webhooks = Webhooks(settings, store, lambda job: service.view(job).model_dump_json().encode())
     app.state.service = service = Service(settings, store, storage, bell, worker, webhooks)
     webhooks.start()
@@ -118,7 +118,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.stopping = True
     await asyncio.to_thread(worker.stop)
     await asyncio.to_thread(webhooks.stop)
+    service.decoders.shutdown()
     store.close()
+
+
+def _workforce(settings: Settings, store: JobStore, storage: Storage, bell: Bell) -> Workforce:
+    """Who runs the jobs: this process, or workers that a Redis connects."""
+    if settings.redis is not None:
+        try:
+            from .cluster import Cluster
+        except ImportError as error:
+            raise InputError(
+                f"TRELLIS2_REDIS needs the packages of the extra cluster ({error}): pip install '.[service,cluster]'"
+            ) from error
+        return Cluster(settings, store, storage, bell)
+    for job in store.recover():
+        logger.warning("%s after an interruption", job.status, extra={"job_id": job.id})
+    return Worker(settings, store, storage, bell)
 
 
 @contextmanager
@@ -209,10 +225,15 @@ def _disconnected(request: Request, error: Exception) -> Response:
 
 
 def _full(request: Request, error: Exception) -> Response:
-    if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno not in NO_ROOM_ERRORS:
         raise error
     logger.error("Cannot store: %s", error)
-    return JSONResponse({"detail": "The service has no room left on its disk; try again later."}, 503)
+    return JSONResponse({"detail": NO_ROOM}, 503)
+
+
+def _no_store(request: Request, error: Exception) -> Response:
+    logger.error("The files' store: %s", error)
+    return JSONResponse({"detail": NO_STORE}, 503)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

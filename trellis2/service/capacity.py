@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from trellis2.options import PIPELINE_TYPES
@@ -16,6 +18,29 @@ GPU_NEEDS = {"512": 4 * GB, "1024": 4 * GB, "1024_cascade": 8 * GB, "1536_cascad
 """GPU memory that each preset needs, in bytes: the requirements in the documentation of the presets."""
 HOST_NEEDS = {"512": 1 * GB, "1024": 2 * GB, "1024_cascade": 2 * GB, "1536_cascade": 4 * GB}
 """Without a GPU: memory beside the loaded networks, in bytes. The embedded model takes 1.2 GB at 1024_cascade."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a job can have; ``gpu``: of a GPU's memory."""
+
+    available: int
+    gpu: bool
+
+    def refusal(self, pipeline_type: str) -> str | None:
+        """Why a preset cannot run; None where it can."""
+        needs, kind = (GPU_NEEDS, "GPU memory") if self.gpu else (HOST_NEEDS, "memory")
+        return refusal(pipeline_type, self.available, needs, kind)
+
+
+def free_memory(resting: int) -> Memory | None:
+    """What this machine has for a job; None where it does not tell. resting: see ``host_memory``."""
+    limit = os.environ.get("TRELLIS2_GPU_MEMORY")  # the pipeline has checked it
+    available = gpu_memory(float(limit) if limit else None)
+    if available is not None:
+        return Memory(available, gpu=True)
+    available = host_memory(resting)
+    return None if available is None else Memory(available, gpu=False)
 
 
 def refusal(pipeline_type: str, available: int, needs: Mapping[str, int], kind: str) -> str | None:

@@ -1,7 +1,9 @@
 """Jobs in SQLite: what was accepted is never lost, whatever happens to the process.
 
-One process owns the file (it is locked while open).  All calls are quick, lock for themselves and may come from any
-thread; the event loop makes them through its thread pool, because a commit waits for the disk.
+One process owns the file (it is locked while open).  Where jobs run on other machines (``cluster``), this file is still
+the only place that says how they stand; each time a job is sent out counts as an attempt.  All calls are quick, lock
+for themselves and may come from any thread; the event loop makes them through its thread pool, because a commit waits
+for the disk.
 """
 
 from __future__ import annotations
@@ -69,7 +71,13 @@ CREATE TABLE deliveries (
 );
 CREATE INDEX deliveries_by_time ON deliveries (next_attempt);
 """
-_VERSIONS = (_SCHEMA, _SECOND)
+_THIRD = """
+ALTER TABLE jobs ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN dispatched REAL;
+ALTER TABLE jobs ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_end ON jobs (finished, bytes);
+"""
+_VERSIONS = (_SCHEMA, _SECOND, _THIRD)
 """What makes each version of the file out of the one before; a new file runs through all."""
 
 _JSON = {"options", "timings", "warnings", "files", "webhook_events"}
@@ -77,8 +85,9 @@ _JSON = {"options", "timings", "warnings", "files", "webhook_events"}
 
 @dataclass(frozen=True)
 class Job:
-    """One row. Times: seconds since 1970. ``files``: names of the outputs that exist. ``number`` gives the order.
-    ``trace``: where the request stands in a trace, as a traceparent."""
+    """One row. Times: seconds since 1970. ``files``: names of the outputs that exist, ``bytes``: their size together.
+    ``number`` gives the order. ``trace``: where the request stands in a trace, as a traceparent. ``attempt``: how often
+    the job was sent to the workers of other machines, ``dispatched``: when last, None while it is yet to be sent."""
 
     number: int
     id: str
@@ -100,6 +109,9 @@ class Job:
     webhook: str | None
     webhook_events: list[str]
     trace: str | None
+    attempt: int
+    dispatched: float | None
+    bytes: int
 
     @property
     def open(self) -> bool:
@@ -242,9 +254,20 @@ class JobStore:
             rows = self._db.execute(query, (RUNNING, QUEUED, job.number, QUEUED))
             return [_job(row) for row in rows]
 
-    def waiting(self) -> int:
+    def count(self, status: Status) -> int:
         with self._lock:
-            return self._count("status = ?", QUEUED)
+            return self._count("status = ?", status)
+
+    def last_completed(self, count: int) -> list[Job]:
+        """The jobs that were completed last, oldest of them first."""
+        query = "SELECT * FROM jobs WHERE status = ? ORDER BY number DESC LIMIT ?"
+        with self._lock:
+            return [_job(row) for row in self._db.execute(query, (COMPLETED, count))][::-1]
+
+    def with_files(self) -> set[str]:
+        """Ids of the jobs that have files."""
+        with self._lock:
+            return {row["id"] for row in self._db.execute("SELECT id FROM jobs WHERE files != '[]'")}
 
     def with_status(self, *statuses: Status) -> list[Job]:
         """All jobs in any of these states, oldest first."""
@@ -264,7 +287,7 @@ class JobStore:
         return job
 
     def finish(self, job_id: str, status: Status, **facts: Any) -> Job:
-        """End a job. facts: seed, timings, warnings, files, error, error_kind."""
+        """End a job. facts: seed, timings, warnings, files, bytes, error, error_kind."""
         with self._lock, self._db:
             job = self._update(job_id, status=status, finished=time.time(), **facts)
         self._tell(job)
@@ -282,9 +305,43 @@ class JobStore:
         return job
 
     def requeue(self, job_id: str) -> None:
-        """Put a job back that the worker gave up because the service stops."""
+        """Put a job back that its worker gave up because it stops."""
         with self._lock, self._db:
-            self._update(job_id, status=QUEUED, started=None)
+            self._update(job_id, status=QUEUED, started=None, dispatched=None)
+
+    def to_dispatch(self, limit: int) -> list[Job]:
+        """Waiting jobs that are yet to be sent to a worker, oldest first."""
+        query = "SELECT * FROM jobs WHERE status = ? AND dispatched IS NULL ORDER BY number LIMIT ?"
+        with self._lock:
+            return [_job(row) for row in self._db.execute(query, (QUEUED, limit))]
+
+    def dispatched(self, job_id: str, attempt: int) -> None:
+        """Note that a job was sent to the workers."""
+        with self._lock, self._db:
+            self._update(job_id, attempt=attempt, dispatched=time.time())
+
+    def dispatch_again(self, before: float) -> int:
+        """Let all jobs that wait and were sent before this time be sent again; returns how many these are."""
+        query = "UPDATE jobs SET dispatched = NULL WHERE status = ? AND dispatched < ?"
+        with self._lock, self._db:
+            return self._db.execute(query, (QUEUED, before)).rowcount
+
+    def begin(self, job_id: str, attempt: int) -> Job | None:
+        """Mark a job as running, since a worker says so; None where this attempt is not the one that counts."""
+        with self._lock, self._db:
+            job = self._one("id = ? AND status = ? AND attempt = ?", job_id, QUEUED, attempt)
+            if job is None:
+                return None
+            job = self._update(job_id, status=RUNNING, started=time.time())
+        self._tell(job)
+        return job
+
+    def interrupted(self, job_id: str) -> Job:
+        """Queue again, cancel or fail a job whose worker died."""
+        with self._lock, self._db:
+            job = self._recover(self._get(job_id))
+        self._tell(job)
+        return job
 
     def recover(self) -> list[Job]:
         """Queue again, cancel or fail what a killed process was running; returns these jobs."""
@@ -297,7 +354,7 @@ class JobStore:
         if job.cancelling:
             return self._update(job.id, status=CANCELLED, finished=time.time())
         if count < MAX_INTERRUPTIONS:
-            return self._update(job.id, status=QUEUED, started=None, interruptions=count)
+            return self._update(job.id, status=QUEUED, started=None, dispatched=None, interruptions=count)
         error = f"The service was interrupted {count} times in the middle of this job; it is not tried again."
         return self._update(
             job.id, status=FAILED, finished=time.time(), interruptions=count, error=error, error_kind="interrupted"
@@ -305,7 +362,37 @@ class JobStore:
 
     def forget_files(self, job_id: str) -> Job:
         with self._lock, self._db:
-            return self._update(job_id, files=[])
+            return self._update(job_id, files=[], bytes=0)
+
+    def measured(self, job_id: str, size: int) -> None:
+        """Note the bytes of a job's files."""
+        with self._lock, self._db:
+            self._update(job_id, bytes=size)
+
+    def unmeasured(self) -> list[Job]:
+        """Jobs with files whose size nobody noted: earlier versions did not."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM jobs WHERE bytes = 0 AND files != '[]'")
+            return [_job(row) for row in rows]
+
+    def to_forget(self, before: float, room: float) -> list[str]:
+        """Ids of ended jobs to remove, oldest first: those that ended before a time, and as many more as it takes for
+        the files of the others to fit into ``room`` bytes; the one that ended last stays. Reads an index alone."""
+        with self._lock:
+            (total,) = self._db.execute("SELECT sum(bytes) FROM jobs WHERE finished IS NOT NULL").fetchone()
+            over, found = (total or 0) - room, []
+            query = "SELECT id, finished, bytes FROM jobs WHERE finished IS NOT NULL ORDER BY finished"
+            rows = self._db.execute(query)
+            row = rows.fetchone()
+            while row is not None:
+                following = rows.fetchone()
+                if row["finished"] >= before and (over <= 0 or following is None):
+                    break
+                over -= row["bytes"]
+                found.append(row["id"])
+                row = following
+            rows.close()
+        return found
 
     def delete(self, job_id: str) -> None:
         with self._lock, self._db:

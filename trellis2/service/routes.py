@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import hmac
 import json
 import math
-import os
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from trellis2.image import open_image
 
-from .capacity import GPU_NEEDS, HOST_NEEDS, gpu_memory, host_memory, refusal
+from .downloads import download
 from .estimate import seconds_left
 from .forms import Wish, form_schema, read_form
-from .jobs import CANCELLED, COMPLETED, FAILED, RUNNING, Job, JobStore, KeyReusedError, QueueFullError, Status
+from .jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore, KeyReusedError, QueueFullError, Status
 from .settings import Settings
 from .storage import FILES, Storage
 from .telemetry import current_trace
 from .views import Deleted, Health, JobPage, JobView, Problem, Readiness, job_view
 from .webhooks import DELIVERED, GIVEN_UP, POSTPONED, Webhooks, checked_url
-from .worker import Bell, Worker
+from .worker import Bell, Workforce
 
 KEEP_ALIVE = 15.0  # seconds after which an event stream says that it is still there
 LOOK_FOR_CALLER = 1.0  # seconds between two looks whether somebody still waits for the answer
 USUAL_SECONDS = 60.0  # of a job, while none has been completed
-DECODERS = 2  # pictures checked at the same time; each may take some 300 MB
+DECODERS = 2  # threads that check pictures; each check may take some 300 MB
 
 FAILURES = {"input": 422, "capacity": 503, "checkpoint": 503, "timeout": 504, "interrupted": 500, "internal": 500}
 """HTTP status of a synchronous request whose job failed."""
@@ -51,33 +52,16 @@ class Service:
     store: JobStore
     storage: Storage
     bell: Bell
-    worker: Worker
+    worker: Workforce
     webhooks: Webhooks
     stopping: bool = False
-    decoders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
-
-    def missing(self) -> list[str]:
-        """What the service lacks to work, in sentences."""
-        if self.worker.problem is not None:
-            return [self.worker.problem]
-        return [] if self.worker.loaded else ["The model is being loaded."]
-
-    def refusal(self, pipeline_type: str) -> str | None:
-        """Why the machine has not the memory for a preset; None where it has, or where that is not known."""
-        if not self.worker.loaded:
-            return None
-        limit = os.environ.get("TRELLIS2_GPU_MEMORY")  # the pipeline has checked it
-        available = gpu_memory(float(limit) if limit else None)
-        if available is not None:
-            return refusal(pipeline_type, available, GPU_NEEDS, "GPU memory")
-        available = host_memory(self.worker.resting)
-        return None if available is None else refusal(pipeline_type, available, HOST_NEEDS, "memory")
+    decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "trellis2-decoder"))
 
     def view(self, job: Job) -> JobView:
         return job_view(
             job,
             self.store.position(job),
-            self.worker.live,
+            self.worker.live.get(job.id),
             seconds_left=self._seconds_left(job),
             delivery=self.store.delivery(job.id, "completed") if job.webhook else None,
         )
@@ -86,17 +70,19 @@ class Service:
         """Until the job has ended, those before it included; None where that is not known."""
         if not job.open:
             return None
-        total, live = 0.0, self.worker.live
+        end = 0.0
+        free_at = [0.0] * max(1, self.worker.count)  # of each worker; the next job goes to the first that is free
         for one in [job] if job.status == RUNNING else self.store.ahead(job):
-            expected = self.worker.history.expected(one.options)
+            expected, live = self.worker.history.expected(one.options), self.worker.live.get(one.id)
             if expected is None:
                 return None
-            if live is not None and live.job_id == one.id:
-                since = time.monotonic() - live.since
-                total += seconds_left(expected, live.stage, live.step, live.steps, since)
+            if live is not None:
+                seconds = seconds_left(expected, live.stage, live.step, live.steps, time.monotonic() - live.since)
             else:
-                total += sum(expected.values())
-        return total
+                seconds = sum(expected.values())
+            end = heapq.heappop(free_at) + seconds
+            heapq.heappush(free_at, end)
+        return end
 
 
 def _service(request: Request) -> Service:
@@ -145,12 +131,14 @@ router = APIRouter(responses=_problems(422))
 @router.get("/health", response_model=Health, responses={503: {"model": Health}})
 async def health(service: Running, response: Response) -> Health:
     """Whether the model is loaded; 503 while it is not."""
-    missing = service.missing()
-    if not missing:
+    missing = service.worker.missing
+    if missing is None:
         return Health(status="healthy", message="Model loaded and ready", model_loaded=True)
     response.status_code = 503
     return Health(
-        status="loading" if service.worker.problem is None else "unhealthy", message=missing[0], model_loaded=False
+        status="loading" if service.worker.problem is None else "unhealthy",
+        message=missing,
+        model_loaded=service.worker.loaded,
     )
 
 
@@ -165,7 +153,7 @@ async def livez(service: Running) -> PlainTextResponse:
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: Running, response: Response) -> Readiness:
     """Whether requests can be sent here; names what is missing."""
-    missing = service.missing()
+    missing = [] if service.worker.missing is None else [service.worker.missing]
     if service.stopping:
         missing.append("The service is stopping.")
     response.status_code = 503 if missing else 200
@@ -202,7 +190,7 @@ async def image_to_3d(
     if service.worker.problem is not None:
         raise HTTPException(503, service.worker.problem)
     # Before the picture is read; a key may belong to a job that is there already.
-    if idempotency_key is None and await run_in_threadpool(service.store.waiting) >= service.settings.queue_limit:
+    if idempotency_key is None and await run_in_threadpool(service.store.count, QUEUED) >= service.settings.queue_limit:
         raise await _queue_full(service)
     wish = await read_form(request)
     if wish.webhook is not None:
@@ -210,7 +198,7 @@ async def image_to_3d(
     known = None
     if idempotency_key is not None:
         known = await run_in_threadpool(service.store.with_key, owner, idempotency_key)
-    reason = None if known else await run_in_threadpool(service.refusal, wish.options["pipeline_type"])
+    reason = None if known else await run_in_threadpool(service.worker.refusal, wish.options["pipeline_type"])
     if reason is not None:
         raise HTTPException(503, reason)
     job = await _accept(service, owner, wish, idempotency_key)
@@ -227,11 +215,10 @@ async def _accept(service: Service, owner: str, wish: Wish, idempotency_key: str
     """Store a job, so that it is never lost from here on. Raises InputError for a picture that cannot be used."""
     webhook = {"webhook": wish.webhook, "webhook_events": wish.webhook_events} if wish.webhook is not None else {}
     digest = hashlib.sha256(json.dumps(wish.options | webhook, sort_keys=True).encode())
-    async with service.decoders:
-        await run_in_threadpool(open_image, wish.picture)
-        await run_in_threadpool(digest.update, wish.picture)
-        job_id = service.store.new_id()
-        await run_in_threadpool(service.storage.keep_upload, job_id, wish.picture)
+    await asyncio.get_running_loop().run_in_executor(service.decoders, open_image, wish.picture)
+    await run_in_threadpool(digest.update, wish.picture)
+    job_id = service.store.new_id()
+    await run_in_threadpool(service.storage.keep_upload, job_id, wish.picture)
     submit = partial(
         service.store.submit,
         idempotency_key=idempotency_key,
@@ -249,7 +236,7 @@ async def _accept(service: Service, owner: str, wish: Wish, idempotency_key: str
         raise HTTPException(422, "This Idempotency-Key came with another request before; use a new one.") from None
     finally:
         if job is None or job.id != job_id:
-            service.storage.close(job_id)
+            await run_in_threadpool(service.storage.close, job_id)
     service.worker.wake()
     return job
 
@@ -360,9 +347,8 @@ async def cancel_job(service: Running, job: Known) -> JobView:
 
 async def _cancel(service: Service, job_id: str) -> Job:
     job = await run_in_threadpool(service.store.cancel, job_id)
-    if job.status == RUNNING:
-        service.worker.cancel(job_id)
-    elif job.status == CANCELLED:
+    service.worker.cancel(job)
+    if job.status == CANCELLED:
         await run_in_threadpool(service.storage.close, job_id)
     service.bell.ring()
     return job
@@ -370,18 +356,17 @@ async def _cancel(service: Service, job_id: str) -> Job:
 
 @router.get(
     "/api/v1/outputs/{job_id}/{filename}",
-    response_class=FileResponse,
+    response_class=Response,
     responses={
         200: {"content": {kind: {} for kind in FILES.values()}, "description": "The file; ranges are served."},
         **_problems(401, 404),
     },
 )
-async def get_output(service: Running, job: Known, filename: str) -> FileResponse:
+async def get_output(service: Running, job: Known, filename: str, request: Request) -> Response:
     """output.mp4, output.glb or preview.png of a job."""
     if filename not in job.files:
         raise HTTPException(404, f"The job has no such file; it has {', '.join(job.files) or 'none'}.")
-    path = service.storage.output(job.id, filename)
-    return FileResponse(path, media_type=FILES[filename], headers={"Cache-Control": "private"})
+    return await download(service.storage, job.id, filename, request.headers)
 
 
 @router.delete("/api/v1/outputs/{job_id}", response_model=Deleted, responses=_problems(401, 404, 409))
@@ -402,7 +387,8 @@ async def delete_outputs(service: Running, job: Known) -> Deleted:
 )
 async def metrics(service: Running) -> PlainTextResponse:
     """Figures in Prometheus' text format, counted since the start of the service."""
-    waiting = await run_in_threadpool(service.store.waiting)
+    waiting = await run_in_threadpool(service.store.count, QUEUED)
+    running = await run_in_threadpool(service.store.count, RUNNING)
     calls = await run_in_threadpool(service.store.deliveries_waiting)
     made = service.webhooks.attempts
     worker = service.worker
@@ -418,7 +404,10 @@ async def metrics(service: Running) -> PlainTextResponse:
         f"trellis2_jobs_waiting {waiting}",
         "# HELP trellis2_jobs_running Jobs that the model works on.",
         "# TYPE trellis2_jobs_running gauge",
-        f"trellis2_jobs_running {int(worker.live is not None)}",
+        f"trellis2_jobs_running {running}",
+        "# HELP trellis2_workers Workers that have the model.",
+        "# TYPE trellis2_workers gauge",
+        f"trellis2_workers {worker.count if worker.loaded else 0}",
         "# HELP trellis2_webhook_attempts_total Calls of webhooks by what came of them.",
         "# TYPE trellis2_webhook_attempts_total counter",
         *(f'trellis2_webhook_attempts_total{{result="{r}"}} {made[r]}' for r in (DELIVERED, POSTPONED, GIVEN_UP)),

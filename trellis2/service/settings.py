@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from trellis2.errors import InputError
 from trellis2.options import video_settings
@@ -15,12 +16,17 @@ from trellis2.options import video_settings
 
 @dataclass(frozen=True)
 class Settings:
-    """data: folder of the service's files. queue_limit: jobs that may wait. job_seconds: time a job may take.
-    keep_hours and keep_gigabytes: bounds of finished jobs' files. video: options of the turntable. Empty ``api_keys``:
+    """data: folder of the service's files. redis: address of the Redis that connects workers on other machines; None:
+    this process has the model. storage: folder or address of uploads and outputs; None: below ``data``. lease_seconds:
+    time after which a worker that is not heard of counts as dead. queue_limit: jobs that may wait. job_seconds: time a
+    job may take. keep_*: bounds of finished jobs' files. video: options of the turntable. Empty ``api_keys``:
     everybody may come in. webhook_*: see ``webhooks``; empty ``webhook_secrets``: none are sent, empty
     ``webhook_hosts``: to everybody."""
 
     data: Path = Path("out/service")
+    redis: str | None = None
+    storage: str | None = None
+    lease_seconds: float = 20.0
     host: str = "127.0.0.1"
     port: int = 8000
     queue_limit: int = 16
@@ -49,7 +55,8 @@ def _parsed(variable: str, text: str, parse: Callable[[str], Any], allowed: str)
     try:
         return parse(text)
     except ValueError as error:
-        shown = variable if parse is _secrets else f"{variable}={text!r}"  # the log is no place for secrets
+        secret = parse in (_secrets, _redis)  # the log is no place for them
+        shown = variable if secret else f"{variable}={text!r}"
         raise InputError(f"{shown} must be {allowed}.") from error
 
 
@@ -61,6 +68,18 @@ def _between(kind: type[int] | type[float], low: float, high: float) -> Callable
         return value
 
     return parse
+
+
+def _redis(text: str) -> str:
+    if urlsplit(text).scheme not in ("redis", "rediss"):
+        raise ValueError(text)
+    return text
+
+
+def _storage(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -101,6 +120,9 @@ _SECRET = "whsec_ and the base64 of 24 to 64 bytes, or several of these, separat
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "TRELLIS2_DATA": ("data", Path, "a folder"),
+    "TRELLIS2_REDIS": ("redis", _redis, "an address such as redis://host:6379/0, or rediss:// with TLS"),
+    "TRELLIS2_STORAGE": ("storage", _storage, "a folder, or an address such as s3://bucket/folder"),
+    "TRELLIS2_LEASE_SECONDS": ("lease_seconds", _between(float, 1, 3600), "a number of seconds from 1 to 3600"),
     "TRELLIS2_HOST": ("host", str, "an address"),
     "TRELLIS2_PORT": ("port", _between(int, 1, 65535), "a whole number from 1 to 65535"),
     "TRELLIS2_QUEUE": ("queue_limit", _between(int, 1, 100_000), "a whole number from 1 to 100000"),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from .jobs import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Delivery, Job, Status
-from .worker import Live
+from .runner import Live
 
 
 class Health(BaseModel):
@@ -86,8 +86,8 @@ def job_view(
     seconds_left: float | None = None,
     delivery: Delivery | None = None,
 ) -> JobView:
-    """position: in the queue. live: what the worker does, whichever job it is. delivery: call that tells the end."""
-    running = live if live is not None and live.job_id == job.id and job.status == RUNNING else None
+    """position: in the queue. live: where the job is, if it runs. delivery: call that tells the end."""
+    running = live if job.status == RUNNING else None
     return JobView(
         job_id=job.id,
         status=job.status,

@@ -1,4 +1,4 @@
-"""The one thread that owns the model, and how the rest hears from it."""
+"""Who runs the jobs of the store: here the one thread that owns the model; ``cluster`` has workers elsewhere."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ import sqlite3
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from trellis2.errors import Cancelled, CapacityError, CheckpointError, InputError, TrellisError
-from trellis2.image import open_image
-from trellis2.options import GenerateOptions
-from trellis2.progress import OnProgress
-
-from .capacity import resident_memory
-from .estimate import History
-from .jobs import CANCELLED, COMPLETED, FAILED, Job, JobStore
-from .logs import current_job
+from .estimate import REMEMBERED, History
+from .jobs import COMPLETED, RUNNING, Job, JobStore
+from .runner import CANCEL, GIVE_BACK, Live, Runner, Work
 from .settings import Settings
-from .storage import Storage
-from .telemetry import job_spans
-
-if TYPE_CHECKING:
-    from trellis2.pipeline import Pipeline
+from .storage import Storage, StorageError
 
 T = TypeVar("T")
 
@@ -36,28 +26,6 @@ logger = logging.getLogger("trellis2.service")
 NEWS_INTERVAL = 0.2  # seconds between two reports of progress within a stage, at least
 HOUSEKEEPING_INTERVAL = 600.0  # seconds between two looks at the age of files while nothing else happens
 RETRY_INTERVAL = 1.0  # seconds between two attempts to write to the database when the disk is full
-
-NAMES = {"video.mp4": "output.mp4", "model.glb": "output.glb", "no_background.png": "preview.png"}
-"""What the pipeline calls its files, and what the documentation of the service does."""
-
-ERROR_KINDS: dict[type[TrellisError], str] = {
-    InputError: "input",
-    CapacityError: "capacity",
-    CheckpointError: "checkpoint",
-}
-
-
-@dataclass(frozen=True)
-class Live:
-    """Where the running job is. ``progress``: fraction of the whole in [0, 1]. ``since``: when its last step ended, on
-    the monotonic clock."""
-
-    job_id: str
-    stage: str
-    step: int
-    steps: int
-    progress: float
-    since: float
 
 
 class Bell:
@@ -89,22 +57,19 @@ class Bell:
                 del self._listeners[job_id]
 
 
-class Worker:
-    """Loads the model, then runs the jobs of the store one after the other.
+class Workforce:
+    """A thread that has the jobs of the store run.
 
-    ``loaded`` and ``problem`` (a sentence) say how loading went. ``ended`` and ``stage_seconds`` count since the start.
-    ``history``: what jobs took, those before the start included. ``resting``: bytes of RAM after loading.
+    ``problem``: why none can ever be run, in a sentence. ``ended`` and ``stage_seconds`` count since the start.
+    ``history``: what jobs took, those before the start included. ``live``: where the running jobs are, by id.
     """
 
     def __init__(self, settings: Settings, store: JobStore, storage: Storage, bell: Bell) -> None:
-        self.live: Live | None = None
-        self.loaded = False
-        self.problem: str | None = None
         self.ended: Counter[str] = Counter()
         self.stage_seconds: Counter[str] = Counter()
-        self.resting = 0
+        self.live: dict[str, Live] = {}
         self.history = History()
-        for job in store.with_status(COMPLETED):
+        for job in store.last_completed(4 * REMEMBERED):
             self.history.add(job.options, job.timings)
         self._settings = settings
         self._store = store
@@ -112,162 +77,163 @@ class Worker:
         self._bell = bell
         self._news = threading.Event()
         self._stopping = threading.Event()
-        self._cancelled: str | None = None
-        self._reported = 0.0
         self._thread = threading.Thread(target=self._run, name="trellis2-worker", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give the running job back to the queue within a step, and end."""
+        """End; what runs here goes back to the queue within a step."""
         self._stopping.set()
         self._news.set()
-        if self.loaded:  # a download of the model would be waited for in vain
+        if self.stoppable:
             self._thread.join()
+
+    def wake(self) -> None:
+        """A job was added."""
+        self._news.set()
+
+    @property
+    def problem(self) -> str | None:
+        return None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether the thread ends soon after it is told to."""
+        return self._thread.is_alive()
+
+    @property
+    def count(self) -> int:
+        """How many jobs can run at the same time."""
+        return 1
+
+    @property
+    def loaded(self) -> bool:
+        """Whether somebody has the model."""
+        raise NotImplementedError
+
+    @property
+    def missing(self) -> str | None:
+        """What has to come before jobs are run, in a sentence."""
+        raise NotImplementedError
+
+    def refusal(self, pipeline_type: str) -> str | None:
+        """Why the memory is not enough for a preset; None where it is, or where that is not known."""
+        raise NotImplementedError
+
+    def cancel(self, job: Job) -> None:
+        """Stop a running job within a step, or forget one that was cancelled while it waited."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _finish(self, job_id: str, outcome: Mapping[str, Any]) -> None:
+        """Note how a job ended."""
+        ended = self._insist(lambda: self._store.finish(job_id, **outcome))
+        self._discard(lambda: self._storage.close(job_id))
+        self.ended[ended.status] += 1
+        if ended.status == COMPLETED:
+            self.stage_seconds.update(ended.timings)
+            self.history.add(ended.options, ended.timings)
+
+    def _tidy(self) -> None:
+        """Forget the oldest ended jobs, by age and by the room that their files take; the newest stays."""
+        too_old = time.time() - 3600 * self._settings.keep_hours
+        for job_id in self._store.to_forget(too_old, 1e9 * self._settings.keep_gigabytes):
+            self._store.delete(job_id)
+            self._discard(partial(self._storage.delete_outputs, job_id))
+
+    def _discard(self, remove: Callable[[], None]) -> None:
+        """Remove files; what stays is removed at the next start."""
+        try:
+            remove()
+        except (OSError, StorageError) as error:
+            logger.error("Files of a job could not be removed: %s", error)
+
+    def _insist(self, do: Callable[[], T]) -> T:
+        """Write to the database, again and again while the disk is full: the loss would be a job's."""
+        while True:
+            try:
+                return do()
+            except sqlite3.OperationalError as error:
+                if self._stopping.is_set():
+                    raise
+                logger.error("The database of jobs cannot be written (%s); trying again", error)
+                self._stopping.wait(RETRY_INTERVAL)
+
+
+class Worker(Workforce):
+    """Loads the model in this process, then runs the jobs one after the other."""
+
+    def __init__(self, settings: Settings, store: JobStore, storage: Storage, bell: Bell) -> None:
+        super().__init__(settings, store, storage, bell)
+        self._runner = Runner(storage, settings.video)
+        self._cancelled: str | None = None
+        self._reported = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        return self._runner.problem
 
     @property
     def alive(self) -> bool:
         """Whether the thread is there, or ended because the model could not be loaded."""
         return self._thread.is_alive() or self.problem is not None
 
-    def wake(self) -> None:
-        """A job was added."""
-        self._news.set()
+    @property
+    def stoppable(self) -> bool:
+        return self.loaded  # a download of the model would be waited for in vain
 
-    def cancel(self, job_id: str) -> None:
-        """Stop this job within a step, should it be the running one."""
-        self._cancelled = job_id
+    @property
+    def loaded(self) -> bool:
+        return self._runner.loaded
+
+    @property
+    def missing(self) -> str | None:
+        return self.problem or (None if self.loaded else "The model is being loaded.")
+
+    def refusal(self, pipeline_type: str) -> str | None:
+        memory = self._runner.memory()
+        return None if memory is None else memory.refusal(pipeline_type)
+
+    def cancel(self, job: Job) -> None:
+        if job.status == RUNNING:
+            self._cancelled = job.id
 
     def _run(self) -> None:
-        pipeline = self._load()
+        loaded = self._runner.load()
         if not self._stopping.is_set():
             self._bell.ring()
-        while pipeline is not None and not self._stopping.is_set():
+        while loaded and not self._stopping.is_set():
             self._news.clear()
             job = self._insist(self._store.claim)
             if job is not None:
-                self._work(pipeline, job)
+                self._work(job)
             self._insist(self._tidy)
             if job is None:
                 self._news.wait(HOUSEKEEPING_INTERVAL)
 
-    def _load(self) -> Pipeline | None:
-        start = time.perf_counter()
-        try:
-            # Imported here, because torch takes seconds and the service should answer at once.
-            from trellis2.pipeline import Pipeline
+    def _work(self, job: Job) -> None:
+        def stop() -> str | None:
+            return CANCEL if self._cancelled == job.id else GIVE_BACK if self._stopping.is_set() else None
 
-            pipeline = Pipeline.from_pretrained()
-        except TrellisError as error:
-            self.problem = str(error)
-        except Exception:
-            logger.exception("The model could not be loaded.")
-            self.problem = "The model could not be loaded; the log of the service says why."
-        if self.problem is not None:
-            logger.error("%s", self.problem)
-            return None
-        logger.info("Model %s loaded in %.1f s", pipeline.checkpoint.source, time.perf_counter() - start)
-        self.resting = resident_memory()
-        self.loaded = True
-        return pipeline
-
-    def _work(self, pipeline: Pipeline, job: Job) -> None:
-        token = current_job.set(job.id)
-        logger.info("Started")
         self._bell.ring()
-        with job_spans(job.trace, job_id=job.id, pipeline_type=job.options["pipeline_type"]) as began:
-            outcome = self._attempt(pipeline, job, began)
+        outcome = self._runner.run(Work(job.id, job.options, self._settings.job_seconds, job.trace), stop, self._report)
         if outcome is None:
             self._insist(lambda: self._store.requeue(job.id))
-            logger.info("Back in the queue, because the service stops")
         else:
-            ended = self._insist(lambda: self._store.finish(job.id, **outcome))
-            self._storage.close(job.id)
-            self.ended[ended.status] += 1
-            logger.info("Ended: %s", ended.error or ended.status)
-        self.live = None
+            self._finish(job.id, outcome)
+        self.live = {}
         self._bell.ring()
-        current_job.reset(token)
 
-    def _attempt(self, pipeline: Pipeline, job: Job, began: Callable[[str], None]) -> dict[str, Any] | None:
-        """Run a job; returns what is to be stored, or None where it was given up because the service stops.
-
-        began: called with each stage.
-        """
-        deadline = time.monotonic() + self._settings.job_seconds
-        try:
-            options = GenerateOptions(**job.options, **self._settings.video, return_no_background=True)
-            picture = self._storage.upload(job.id)
-            files = pipeline.run(picture, options, self._storage.work(job.id), self._reporter(job.id, deadline, began))
-            names = self._publish(job.id, picture)
-        except Cancelled:
-            if self._cancelled == job.id:
-                return {"status": CANCELLED}
-            if self._stopping.is_set():
-                return None
-            text = (
-                f"The job took longer than the {self._settings.job_seconds:g} seconds that are allowed; ask for less, "
-            )
-            text += "or raise TRELLIS2_JOB_SECONDS."
-            return {"status": FAILED, "error": text, "error_kind": "timeout"}
-        except TrellisError as error:
-            return {"status": FAILED, "error": str(error), "error_kind": ERROR_KINDS[type(error)]}
-        except Exception:
-            logger.exception("Failed unexpectedly")
-            text = "The generation failed unexpectedly; the log of the service has the details under this job's id."
-            return {"status": FAILED, "error": text, "error_kind": "internal"}
-        self.stage_seconds.update(files.timings)
-        self.history.add(job.options, files.timings)
-        return {
-            "status": COMPLETED,
-            "seed": files.seed,
-            "timings": {stage: round(seconds, 3) for stage, seconds in files.timings.items()},
-            "warnings": list(files.warnings),
-            "files": list(names),
-        }
-
-    def _reporter(self, job_id: str, deadline: float, began: Callable[[str], None]) -> OnProgress:
-        def on_progress(stage: str, step: int, steps: int, fraction: float) -> None:
-            now = time.monotonic()
-            if self._stopping.is_set() or self._cancelled == job_id or now > deadline:
-                raise Cancelled
-            began(stage)
-            before, self.live = self.live, Live(job_id, stage, step, steps, round(fraction, 4), now)
-            if before is None or before.stage != stage or now - self._reported >= NEWS_INTERVAL:
-                self._reported = now
-                self._bell.ring(job_id)
-
-        return on_progress
-
-    def _publish(self, job_id: str, picture: bytes) -> tuple[str, ...]:
-        """Give the files of a run their documented names and their place."""
-        folder = self._storage.works / job_id
-        for name, documented in NAMES.items():
-            if (folder / name).exists():
-                (folder / name).rename(folder / documented)
-        if not (folder / "preview.png").exists():  # used as it was, and without a visible object
-            open_image(picture).save(folder / "preview.png")
-        return self._storage.publish(job_id)
-
-    def _tidy(self) -> None:
-        """Forget the oldest ended jobs, by age and by the room that their files take; the newest stays."""
-        too_old = time.time() - 3600 * self._settings.keep_hours
-        room = 1e9 * self._settings.keep_gigabytes
-        for age, job in enumerate(reversed(self._store.with_status(COMPLETED, FAILED, CANCELLED))):
-            assert job.finished is not None
-            room -= self._storage.size(job.id) if job.files else 0
-            if job.finished < too_old or (room < 0 and age > 0):
-                self._store.delete(job.id)
-                self._storage.delete_outputs(job.id)
-
-    def _insist(self, write: Callable[[], T]) -> T:
-        """Write to the database, again and again while the disk is full: the loss would be a job's."""
-        while True:
-            try:
-                return write()
-            except sqlite3.OperationalError as error:
-                if self._stopping.is_set():
-                    raise
-                logger.error("The database of jobs cannot be written (%s); trying again", error)
-                self._stopping.wait(RETRY_INTERVAL)
+    def _report(self, live: Live) -> None:
+        before, self.live = self.live.get(live.job_id), {live.job_id: live}
+        if before is None or before.stage != live.stage or live.since - self._reported >= NEWS_INTERVAL:
+            self._reported = live.since
+            self._bell.ring(live.job_id)
