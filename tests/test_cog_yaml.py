@@ -32,17 +32,17 @@ REFUSED_VARIABLES = [
 ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
-def problems(root: Path) -> list[str]:
+def problems(root: Path, name: str = "cog.yaml") -> list[str]:
     """What Cog would refuse, or would build into a broken image without a word."""
-    config = yaml.safe_load((root / "cog.yaml").read_text())
+    config = yaml.safe_load((root / name).read_text())
     found = [error.message for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(config)]
     found += environment_problems(config.get("environment") or [])
     found += predictor_problems(root, config)
     found += run_problems(config["build"].get("run") or [])
-    name = config["build"].get("python_requirements")
-    if name is None or not (root / name).is_file():
-        return [*found, f"requirements file {name} does not exist"]
-    return found + requirements_problems(root, root / name)
+    requirements = config["build"].get("python_requirements")
+    if requirements is None or not (root / requirements).is_file():
+        return [*found, f"requirements file {requirements} does not exist"]
+    return found + requirements_problems(root, root / requirements)
 
 
 def environment_problems(lines: list[str]) -> list[str]:
@@ -77,7 +77,7 @@ def run_problems(steps: list[Any]) -> list[str]:
     for command in commands:
         if "\n" in command:
             found.append("a run step has a newline")
-        if re.search(r"/src\b|(^|\s)\.{0,2}/?(o-voxel|trellis2|weights|scripts)\b", command):
+        if re.search(r"/src\b|(^|\s)(\.{0,2}/)?(o-voxel|trellis2|weights|scripts)(/|\s|$)", command):
             found.append("a run step wants the repository, which is not there yet")
         if " pip install " in command and not re.search(r"==\d|\.git@[0-9a-f]{40}$", command):
             found.append(f"not pinned: {command}")
@@ -122,8 +122,26 @@ def dependencies(file: Path) -> list[Requirement]:
     return [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]]
 
 
-def test_no_problems() -> None:
-    assert problems(ROOT) == []
+@pytest.mark.parametrize("name", ["cog.yaml", "cog-commercial.yaml"])
+def test_no_problems(name: str) -> None:
+    assert problems(ROOT, name) == []
+
+
+def test_the_commercial_image_lacks_what_nothing_imports_and_nothing_else() -> None:
+    whole, commercial = (yaml.safe_load((ROOT / name).read_text()) for name in ("cog.yaml", "cog-commercial.yaml"))
+    steps = whole["build"].pop("run")
+    kept = commercial["build"].pop("run")
+    assert whole == commercial
+    assert steps[-len(kept) :] == kept
+    left_out = steps[: -len(kept)]
+    names = ["flash-attn", "nvdiffrast", "nvdiffrec", "CuMesh", "FlexGEMM", "utils3d"]
+    assert [name for step, name in zip(left_out, names, strict=True) if name in step] == names
+    imported = {"flash_attn", "nvdiffrast", "nvdiffrec_render", "cumesh", "flex_gemm", "utils3d"}
+    for path in (*ROOT.glob("*.py"), *(ROOT / "trellis2").rglob("*.py"), *(ROOT / "o-voxel").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert imported.isdisjoint(module.partition(".")[0] for module in modules), path
 
 
 @pytest.mark.parametrize(
@@ -143,6 +161,7 @@ def test_no_problems() -> None:
         ("cog.yaml", "- MAX_JOBS=8", "- MAX_JOBS=8\n  - MAX_JOBS=9", "variable MAX_JOBS is set twice"),
         ("cog.yaml", "- >-\n      python -c", "- |-\n      python -c", "a run step has a newline"),
         ("cog.yaml", "python -m o_voxel.build", "python -m pip install ./o-voxel", "wants the repository"),
+        ("cog.yaml", "python -m trellis2.prebuild", "python -m trellis2 generate", "wants the repository"),
         ("cog.yaml", "flash-attn==2.7.3", "flash-attn", "not pinned"),
         ("cog.yaml", "@9a4eb15e4021b67b12c460c7057d642626897ec8", "@main", "not pinned"),
         ("cog.yaml", "  python_requirements: requirements-cog.txt\n", "", "requirements file None does not exist"),
@@ -185,9 +204,19 @@ def test_the_documented_versions() -> None:
     assert (pinned["torch"], pinned["torchvision"], pinned["flash-attn"]) == ("2.6.0", "0.21.0", "2.7.3")
     assert {"transformers", "pillow-simd", "imageio", "opencv-python"} <= set(pinned)
     steps = "\n".join(config["build"]["run"])
-    for extension in ("nvdiffrast", "CuMesh", "FlexGEMM", "utils3d", "o_voxel.build --cuda"):
+    for extension in ("nvdiffrast", "nvdiffrec", "CuMesh", "FlexGEMM", "utils3d", "o_voxel.build --cuda"):
         assert extension in steps
-    assert any(line.startswith("TORCH_CUDA_ARCH_LIST=") for line in config["environment"])
+    assert "TORCH_CUDA_ARCH_LIST=8.0;8.6;8.9;9.0" in config["environment"]
+
+
+def test_kernels_are_compiled_into_folders_that_stay_in_the_image() -> None:
+    config = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    variables = dict(line.split("=", 1) for line in config["environment"])
+    step = next(step for step in config["build"]["run"] if "trellis2.prebuild" in step)
+    (shared,) = re.findall(r"chmod -R a\+rwX (\S+)", step)
+    assert {str(Path(variables[name]).parent) for name in ("WARP_CACHE_PATH", "TRITON_CACHE_DIR")} == {shared}
+    # Any other variable of Triton is part of what its cache is asked by, so it has to be there at both times.
+    assert not [name for name in variables if name.startswith("TRITON_") and name != "TRITON_CACHE_DIR"]
 
 
 def test_the_pins_satisfy_both_packages() -> None:

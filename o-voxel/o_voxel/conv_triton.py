@@ -127,7 +127,8 @@ def _convolve(  # type: ignore[no-untyped-def]  # Triton compiles annotations as
     for step in range(tl.load(tap_counts + tile) * steps):
         tap = tl.load(taps + tile * 27 + step // steps)
         channel = step % steps * DEPTH + tl.arange(0, DEPTH)
-        row = tl.load(neighbors + tap.to(tl.int64) * count + places, mask=here, other=-1)
+        # Not other=-1, which Triton 3.2 (torch 2.6) cannot compile in a loop whose loads overlap.
+        row = tl.where(here, tl.load(neighbors + tap.to(tl.int64) * count + places, mask=here, other=0), -1)
         left = feats + row[:, None].to(tl.int64) * channels + channel[None, :]
         right = weight + (column[None, :] * 27 + tap) * channels + channel[:, None]
         if WHOLE:

@@ -7,9 +7,13 @@ belongs to their own items.
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,6 +66,7 @@ if hasattr(wp.config, "log_level"):
 else:  # Warp before 1.19
     wp.config.quiet = True
 wp.config.enable_backward = False
+wp.config.cuda_output = "cubin"  # the GPU's own code: the driver need not compile it again when it is loaded
 
 
 def _initialise() -> None:
@@ -80,7 +85,23 @@ def _initialise() -> None:
         os.close(nowhere)
 
 
-_initialise()
+def _initialise_with_cache() -> None:
+    """Start Warp; where the user's cache folder cannot be made, with one that lasts as long as this process."""
+    try:
+        _initialise()
+    except OSError:
+        if "WARP_CACHE_PATH" in os.environ:
+            raise
+        logging.getLogger(__name__).warning(
+            "%s cannot be written, so kernels are compiled anew each time; set WARP_CACHE_PATH to a folder.",
+            wp.config.kernel_cache_dir,
+        )
+        wp.config.kernel_cache_dir = tempfile.mkdtemp(prefix="warp-")
+        atexit.register(shutil.rmtree, wp.config.kernel_cache_dir, ignore_errors=True)
+        _initialise()
+
+
+_initialise_with_cache()
 
 _SMALLEST_SHARE = 2048
 

@@ -1,0 +1,53 @@
+"""Compile all kernels for GPUs ahead of time: ``python -m trellis2.prebuild 8.0 9.0``; see ``o_voxel.prebuild``.
+
+For images: needs no GPU, and of this package only ``environment`` and ``fused``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from o_voxel import prebuild
+from torch import Tensor
+
+# Channels of the published networks' layer norms.
+FLOW = 1536
+STRUCTURE_DECODER = (512, 128, 32)
+VOXEL_DECODERS = (1024, 512, 256, 128, 64)
+MATTING = (192, 384, 768, 1536, 3072)
+HEADS, HEAD_SIZE = 12, 128
+
+
+def norms() -> None:
+    """Launch the norms of ``fused`` in every form that the published networks use."""
+    from .fused import layer_norm, rms_rotate
+
+    def norm(
+        channels: int, dtype: torch.dtype, weight: torch.dtype | None = torch.float32, *, around_one: bool = False
+    ) -> None:
+        factor = None if weight is None else torch.zeros(1, channels, dtype=weight)
+        layer_norm(torch.zeros(1, channels, dtype=dtype), factor, factor, 1e-6, around_one=around_one)
+
+    norm(FLOW, torch.bfloat16)
+    norm(FLOW, torch.bfloat16, torch.bfloat16, around_one=True)
+    for channels in {*STRUCTURE_DECODER, *VOXEL_DECODERS, *MATTING}:
+        norm(channels, torch.float16)
+    norm(STRUCTURE_DECODER[-1], torch.float32)
+    for channels in VOXEL_DECODERS[1:]:
+        norm(channels, torch.float16, None)
+
+    heads = torch.zeros(1, HEADS, HEAD_SIZE, dtype=torch.bfloat16)
+    gamma = torch.zeros(HEADS, HEAD_SIZE)
+    phases: tuple[Tensor | None, ...] = (None, torch.zeros(1, HEAD_SIZE // 2, dtype=torch.complex64))
+    for turned in phases:
+        rms_rotate(heads, gamma, turned)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return prebuild.run(arguments, ["trellis2.environment"], [norms])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
