@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from client_examples import TRELLIS2Client, TRELLIS2Error  # noqa: E402
 
@@ -54,14 +54,8 @@ class Running:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
 
-@contextmanager
-def running(data: Path, command: tuple[str, ...], **environment: str) -> Iterator[Running]:
-    """Start a service with its files in ``data``, wait for its model, and kill it in the end."""
-    data.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {
+def environment_of(data: Path, port: int) -> dict[str, str]:
+    return os.environ | {
         "TRELLIS2_MODEL": str(EMBEDDED),
         "TRELLIS2_DATA": str(data),
         "TRELLIS2_PORT": str(port),
@@ -69,10 +63,19 @@ def running(data: Path, command: tuple[str, ...], **environment: str) -> Iterato
         "TRELLIS2_VIDEO_RESOLUTION": "64",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+@contextmanager
+def running(data: Path, command: tuple[str, ...], *, until_ready: bool = True, **environment: str) -> Iterator[Running]:
+    """Start a service with its files in ``data``, wait for it and for its model, and kill it in the end."""
+    data.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     log = data.with_name(data.name + ".log")
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=os.environ | settings | environment, stdout=file, stderr=file
+            [sys.executable, *command], cwd=ROOT, env=environment_of(data, port) | environment, stdout=file, stderr=file
         )
     service = Running(process, port, log)
     try:
@@ -83,7 +86,9 @@ def running(data: Path, command: tuple[str, ...], **environment: str) -> Iterato
             try:
                 service.client.health()
                 break
-            except TRELLIS2Error:
+            except TRELLIS2Error as error:
+                if error.status == 503 and not until_ready:
+                    break
                 time.sleep(0.05)
         yield service
     finally:

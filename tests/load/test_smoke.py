@@ -13,7 +13,9 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["many_requests", "kill_nine", "hostile_uploads", "disk_full", "openapi_fuzz"])
+@pytest.mark.parametrize(
+    "name", ["many_requests", "kill_nine", "hostile_uploads", "disk_full", "openapi_fuzz", "two_workers"]
+)
 def test_smoke(name: str) -> None:
     if name == "openapi_fuzz" and not (os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")):
         pytest.skip("needs schemathesis: see openapi_fuzz.py")
