@@ -29,9 +29,9 @@ import numpy as np
 import o_voxel
 import torch
 import trimesh
+from o_voxel._native import library
 from o_voxel.closest import closest_point
 from o_voxel.sample import VoxelField
-from o_voxel.voxelize import compiled
 from PIL import Image
 from torch import Tensor
 from trimesh.visual import TextureVisuals
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     facts = machine(device) | {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "compiled": compiled() is not None,
+        "compiled": library() is not None,
         "trimesh": trimesh.__version__,
     }
     say(

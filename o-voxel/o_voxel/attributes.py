@@ -13,16 +13,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._native import Native, library
 from .attributes_warp import voxel_attributes
 from .checks import check_faces, check_points
-from .voxelize import Grid, around, bounds, check_triangles, compiled, crossings, make_grid, segment_sum, unit_normals
+from .voxelize import Grid, around, bounds, check_triangles, crossings, make_grid, segment_sum, unit_normals
 
 REPEAT, CLAMP, MIRROR = 0, 1, 2
 OPAQUE, MASK, BLEND = 0, 1, 2
@@ -177,21 +177,10 @@ def attributes_reference(
 
 
 def attributes_compiled(
-    native: ModuleType, surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
+    native: Native, surface: Surface, materials: list[Material], grid: Grid, mip_level_offset: float
 ) -> tuple[Tensor, Tensor]:
     """attributes_reference by the compiled op, on a CPU."""
-    coords, values = native.attributes(
-        surface.corners,
-        surface.normals,
-        surface.uvs,
-        surface.colors,
-        surface.material,
-        *_packed(materials),
-        grid.size.tolist(),
-        grid.shape,
-        mip_level_offset,
-    )
-    return coords, values
+    return native.attributes(_parts(surface), *_packed(materials), grid.size, grid.shape, mip_level_offset)
 
 
 def attributes_warp(
@@ -202,7 +191,7 @@ def attributes_warp(
     keys, counts = torch.unique_consecutive(keys, return_counts=True)
     values = voxel_attributes(
         (keys, counts.cumsum(0), triangles.int()),
-        (surface.corners, surface.normals, surface.uvs, surface.colors, surface.material),
+        _parts(surface),
         *_packed(materials),
         grid.size,
         grid.shape,
@@ -211,8 +200,12 @@ def attributes_warp(
     return grid.voxels(keys).int(), values
 
 
+def _parts(surface: Surface) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return surface.corners, surface.normals, surface.uvs, surface.colors, surface.material
+
+
 def _packed(materials: list[Material]) -> tuple[Tensor, list[Tensor], Tensor]:
-    """(factors (M, 11) float64, texels of the textures (6 M), their (size, linear, wrap) (6 M, 3)), on the host."""
+    """(factors (M, 11) float64, texels of the textures (6 M), their (channels, size, linear, wrap) (6 M, 4))."""
     factors, textures, layout = [], [], []
     for m in materials:
         cutoff = m.alpha_cutoff - _CUTOFF_SLACK
@@ -226,7 +219,10 @@ def _packed(materials: list[Material]) -> tuple[Tensor, list[Tensor], Tensor]:
             m.normal_texture,
         ):
             textures.append(torch.empty((0, 1), dtype=torch.uint8) if texture is None else texture.texels)
-            layout.append([0, 0, 0] if texture is None else [texture.size, int(texture.linear), texture.wrap])
+            if texture is None:
+                layout.append([0, 0, 0, 0])
+            else:
+                layout.append([texture.texels.shape[1], texture.size, int(texture.linear), texture.wrap])
     return torch.tensor(factors, dtype=torch.float64), textures, torch.tensor(layout)
 
 
@@ -268,7 +264,7 @@ def _voxelise(
         sys.stdout.write(f"grid {grid.shape}, voxel {grid.size.tolist()}, aabb {grid.box.tolist()}\n")
     whole = Surface(whole.corners - grid.box[0], whole.normals, whole.uvs, whole.colors, whole.material)
     check_triangles(whole.corners, extremes, grid)
-    native = None if whole.corners.is_cuda else compiled()
+    native = None if whole.corners.is_cuda else library()
     if native is None:
         coords, values = attributes_warp(whole, materials, grid, mip_level_offset)
     else:

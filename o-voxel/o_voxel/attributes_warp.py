@@ -71,13 +71,12 @@ def voxel_attributes(
     corners, normals, uvs, colors, material = surface
     values = torch.empty((len(keys), 12), dtype=torch.uint8, device=keys.device)
     views = []
-    for texels, (side, linear, wrap) in zip(textures, layout.tolist(), strict=True):
+    for texels, (channels, side, linear, wrap) in zip(textures, layout.tolist(), strict=True):
         if texels.numel() >= _MOST_TEXELS:
             raise ValueError(f"A texture has {side} texels along a side, but at most 16384 are possible.")
         view = TextureView()
         view.texels = shared(texels.contiguous().flatten(), wp.uint8)
-        view.channels = texels.shape[1] if len(texels) else 0
-        view.side, view.last = side, max(side.bit_length() - 1, 0)
+        view.channels, view.side, view.last = channels, side, max(side.bit_length() - 1, 0)
         view.linear, view.wrap = linear, wrap
         views.append(view)
     device = wp.device_from_torch(keys.device)

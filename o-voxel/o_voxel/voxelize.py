@@ -11,15 +11,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _native
+from ._native import Native, library
 from .checks import check_mesh
 
 MAX_GRID = 1 << 20  # voxels along an axis: three of them fit one int64 key
@@ -102,7 +100,7 @@ def mesh_to_flexible_dual_grid(
     corners -= grid.box[0]
     check_triangles(corners, extremes, grid)
     weights = (float(face_weight), float(boundary_weight), max(float(regularization_weight), _LEAST_REGULARIZATION))
-    native = None if corners.is_cuda else compiled()
+    native = None if corners.is_cuda else library()
     if native is None:
         result = dual_grid_reference(corners, faces, grid, *weights)
     else:
@@ -172,13 +170,8 @@ def check_triangles(corners: Tensor, extremes: Tensor, grid: Grid) -> None:
         raise ValueError("faces must hold a triangle with an area, but all are degenerate.")
 
 
-def compiled() -> ModuleType | None:
-    """The compiled ops, None where nothing has been compiled."""
-    return None if find_spec("o_voxel._C") is None else _native.ops()
-
-
 def dual_grid_compiled(
-    native: ModuleType,
+    native: Native,
     corners: Tensor,
     faces: Tensor,
     grid: Grid,
@@ -190,11 +183,7 @@ def dual_grid_compiled(
     start = end = corners[:0, 0]
     if boundary_weight > 0:
         start, end = open_edges(corners, faces, native.open_sides(faces))
-    size = grid.size.tolist()
-    coords, vertices, flags = native.dual_grid(
-        corners, start, end, size, grid.shape, face_weight, boundary_weight, regularization
-    )
-    return coords, vertices, flags
+    return native.dual_grid(corners, start, end, grid.size, grid.shape, face_weight, boundary_weight, regularization)
 
 
 def dual_grid_reference(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from golden_cases import golden_cases, load_golden, under
 from o_voxel import attributes, convert
+from o_voxel._native import Native
 from o_voxel.build import build
 from o_voxel.closest import closest_point
 from o_voxel.dual_grid import flexible_dual_grid_to_mesh
@@ -260,22 +259,16 @@ def test_the_same_on_a_gpu(shape: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
     """The compiled ops."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ on this machine")
-    spec = importlib.util.spec_from_file_location("_C", build(tmp_path_factory.mktemp("native")))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return Native(build(tmp_path_factory.mktemp("native")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [cube, square, bowl, fins])
 @pytest.mark.parametrize("size", [7, 40, [90, 33, 60]])
-def test_compiled_equals_torch(native: ModuleType, shape: object, size: object) -> None:
+def test_compiled_equals_torch(native: Native, shape: object, size: object) -> None:
     assert callable(shape)
     vertices, faces = shape()
     grid = make_grid(vertices[:2], None, size, BOX)
@@ -289,8 +282,7 @@ def test_compiled_equals_torch(native: ModuleType, shape: object, size: object) 
         assert ((dual_vertices - expected[1]) / grid.size).abs().max() <= 1e-4
 
 
-@pytest.mark.slow
-def test_compiled_gives_the_same_bytes_with_any_threads(native: ModuleType) -> None:
+def test_compiled_gives_the_same_bytes_with_any_threads(native: Native) -> None:
     vertices, faces = bowl()
     grid = make_grid(vertices[:2], None, 100, BOX)
     corners = (vertices - grid.box[0])[faces]
@@ -304,9 +296,8 @@ def test_compiled_gives_the_same_bytes_with_any_threads(native: ModuleType) -> N
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", golden_cases("mesh_to_fdg"))
-def test_compiled_equals_the_original(native: ModuleType, path: Path) -> None:
+def test_compiled_equals_the_original(native: Native, path: Path) -> None:
     meta, tensors = load_golden(path)
     for name in {name.split(".")[0] for name in tensors if name.endswith(".vertices")}:
         case = under(tensors, f"{name}.")
@@ -322,10 +313,9 @@ def test_compiled_equals_the_original(native: ModuleType, path: Path) -> None:
         assert error <= meta["tol"]["max_abs_offset"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [attributes.REPEAT, attributes.CLAMP, attributes.MIRROR])
 @pytest.mark.parametrize("linear", [True, False])
-def test_compiled_attributes_equal_torch(native: ModuleType, wrap: int, linear: bool) -> None:
+def test_compiled_attributes_equal_torch(native: Native, wrap: int, linear: bool) -> None:
     for mode in (attributes.OPAQUE, attributes.MASK, attributes.BLEND):
         surface, materials, grid = textured_bowl(wrap, linear, mode)
         for offset in (0.0, 2.5):

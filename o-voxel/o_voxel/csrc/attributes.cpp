@@ -1,15 +1,25 @@
-#include <ATen/Functions.h>
-
 #include <optional>
 
-#include "checks.h"
-#include "voxelize/slabs.h"
-#include "voxelize/voxelize.h"
+#include "o_voxel.h"
+#include "slabs.h"
+
+namespace {
+
+struct Part {
+  std::vector<std::int32_t> coords;
+  std::vector<std::uint8_t> values;
+};
+
+}  // namespace
+
+struct OVoxelAttributes {
+  std::vector<Part> parts;
+};
 
 namespace o_voxel {
 namespace {
 
-constexpr int kAttributes = 12, kFirstSigned = 9;
+constexpr int kAttributes = 12, kFirstSigned = 9, kFactors = 11;
 constexpr double kSlack = 1e-3;  // keeps whole numbers what they are, whatever the rounding of the mean
 constexpr double kLeastWeight = 1e-3;
 constexpr float kLeastArea = 1e-6f;
@@ -19,12 +29,8 @@ enum Slot { kBaseColor, kMetallic, kRoughness, kEmissive, kAlpha, kNormal, kSlot
 
 class Texture {
  public:
-  Texture(const at::Tensor& texels, const std::int64_t* layout)
-      : texels_(texels.const_data_ptr<std::uint8_t>()),
-        channels_(texels.size(1)),
-        side_(layout[0]),
-        linear_(layout[1] != 0),
-        wrap_(layout[2]) {
+  Texture(const std::uint8_t* texels, const std::int64_t* layout)
+      : texels_(texels), channels_(layout[0]), side_(layout[1]), linear_(layout[2] != 0), wrap_(layout[3]) {
     while ((side_ >> last_) > 1) {
       ++last_;
     }
@@ -210,48 +216,16 @@ struct Mean {
   std::int32_t last = -1;  // the triangle that came last
 };
 
-struct Part {
-  std::vector<std::int32_t> coords;
-  std::vector<std::uint8_t> values;
-};
-
-}  // namespace
-
-std::tuple<at::Tensor, at::Tensor> attributes(const at::Tensor& corners, const at::Tensor& normals,
-                                              const at::Tensor& uvs, const at::Tensor& colors,
-                                              const at::Tensor& material, const at::Tensor& factors,
-                                              const std::vector<at::Tensor>& textures, const at::Tensor& layout,
-                                              const std::vector<double>& size, const std::vector<std::int64_t>& shape,
-                                              double mip_level_offset) {
-  const VoxelGrid grid(size, shape);
-  const at::Tensor places = corners.contiguous(), normals_in = normals.contiguous(), uvs_in = uvs.contiguous(),
-                   colors_in = colors.contiguous(), material_in = material.contiguous(),
-                   factors_in = factors.contiguous(), layout_in = layout.contiguous();
-  const float* p = places.const_data_ptr<float>();
-  const float* n = normals_in.const_data_ptr<float>();
-  const float* uv = uvs_in.const_data_ptr<float>();
-  const float* color = colors_in.const_data_ptr<float>();
-  const auto* material_of = material_in.const_data_ptr<std::int64_t>();
-  std::vector<at::Tensor> texels;
-  for (const at::Tensor& texture : textures) {
-    texels.push_back(texture.contiguous());
-  }
-  std::vector<Material> materials(factors_in.size(0));
-  for (std::size_t m = 0; m < materials.size(); ++m) {
-    materials[m].factors = factors_in.const_data_ptr<double>() + 11 * m;
-    for (std::size_t slot = 0; slot < kSlots; ++slot) {
-      const std::size_t i = kSlots * m + slot;
-      if (texels[i].numel() > 0) {
-        materials[m].textures[slot].emplace(texels[i], layout_in.const_data_ptr<std::int64_t>() + 3 * i);
-      }
-    }
-  }
+std::vector<Part> attributes(const float* p, const float* n, const float* uv, const float* color,
+                             const std::int64_t* material_of, std::int64_t face_count,
+                             const std::vector<Material>& materials, const VoxelGrid& grid, double mip_level_offset,
+                             std::int64_t threads) {
   const float largest_side = std::max({grid.size[0], grid.size[1], grid.size[2]});
   const Slabs slabs(grid);
-  const auto of_slab = slabs.members(places.size(0), [&](std::int64_t i) { return bounds_x(p + 9 * i); });
+  const auto of_slab = slabs.members(face_count, [&](std::int64_t i) { return bounds_x(p + 9 * i); });
 
   std::vector<Part> parts(slabs.count());
-  slabs.for_each([&](std::int64_t index) {
+  slabs.for_each(threads, [&](std::int64_t index) {
     const Slab slab = slabs[index];
     SlabTable table(grid, slab);
     std::vector<Mean> means;
@@ -296,20 +270,46 @@ std::tuple<at::Tensor, at::Tensor> attributes(const at::Tensor& corners, const a
       }
     }
   });
-
-  std::int64_t total = 0;
-  for (const Part& part : parts) {
-    total += static_cast<std::int64_t>(part.coords.size()) / 3;
-  }
-  at::Tensor coords = at::empty({total, 3}, places.options().dtype(at::kInt));
-  at::Tensor values = at::empty({total, kAttributes}, places.options().dtype(at::kByte));
-  auto* coords_out = coords.mutable_data_ptr<std::int32_t>();
-  auto* values_out = values.mutable_data_ptr<std::uint8_t>();
-  for (const Part& part : parts) {
-    coords_out = std::copy(part.coords.begin(), part.coords.end(), coords_out);
-    values_out = std::copy(part.values.begin(), part.values.end(), values_out);
-  }
-  return {coords, values};
+  return parts;
 }
 
+}  // namespace
 }  // namespace o_voxel
+
+OVoxelAttributes* o_voxel_attributes(const float* corners, const float* normals, const float* uvs, const float* colors,
+                                     const std::int64_t* material, std::int64_t face_count, const double* factors,
+                                     const std::uint8_t* const* textures, const std::int64_t* layout,
+                                     std::int64_t material_count, const float* size, const std::int64_t* shape,
+                                     double mip_level_offset, std::int64_t threads, std::int64_t* count) {
+  try {
+    std::vector<o_voxel::Material> materials(material_count);
+    for (std::int64_t m = 0; m < material_count; ++m) {
+      materials[m].factors = factors + o_voxel::kFactors * m;
+      for (std::int64_t slot = 0; slot < o_voxel::kSlots; ++slot) {
+        const std::int64_t i = o_voxel::kSlots * m + slot;
+        if (textures[i] != nullptr) {
+          materials[m].textures[slot].emplace(textures[i], layout + 4 * i);
+        }
+      }
+    }
+    auto* result = new OVoxelAttributes{o_voxel::attributes(corners, normals, uvs, colors, material, face_count,
+                                                            materials, o_voxel::VoxelGrid(size, shape),
+                                                            mip_level_offset, threads)};
+    *count = 0;
+    for (const Part& part : result->parts) {
+      *count += static_cast<std::int64_t>(part.coords.size()) / 3;
+    }
+    return result;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void o_voxel_attributes_copy(const OVoxelAttributes* result, std::int32_t* coords, std::uint8_t* values) {
+  for (const Part& part : result->parts) {
+    coords = std::copy(part.coords.begin(), part.coords.end(), coords);
+    values = std::copy(part.values.begin(), part.values.end(), values);
+  }
+}
+
+void o_voxel_attributes_free(OVoxelAttributes* result) { delete result; }

@@ -4,13 +4,14 @@
 // voxel has one order, however many slabs and threads there are.  Positions on lines are rounded as in voxelize.py.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -24,8 +25,8 @@ struct VoxelGrid {
   VecF size;
   Cell shape;
 
-  VoxelGrid(const std::vector<double>& voxel, const std::vector<std::int64_t>& voxels)
-      : size{float(voxel.at(0)), float(voxel.at(1)), float(voxel.at(2))}, shape{voxels.at(0), voxels.at(1), voxels.at(2)} {}
+  VoxelGrid(const float* voxel, const std::int64_t* voxels)
+      : size{voxel[0], voxel[1], voxel[2]}, shape{voxels[0], voxels[1], voxels[2]} {}
 
   double far_side(std::int64_t cell, int axis) const { return static_cast<float>(cell + 1) * size[axis]; }
 
@@ -153,15 +154,37 @@ class Slabs {
     return result;
   }
 
-  // Calls work(i) for every slab, from all threads.
+  // Calls work(i) for every slab, from as many threads.  The first error ends the work and is thrown here.
   template <typename Work>
-  void for_each(Work work) const {
+  void for_each(std::int64_t threads, Work work) const {
     std::atomic<std::int64_t> next{0};
-    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
-      for (std::int64_t i = next++; i < count_; i = next++) {
-        work(i);
+    std::exception_ptr error;
+    std::mutex lock;
+    const auto run = [&] {
+      try {
+        for (std::int64_t i = next++; i < count_; i = next++) {
+          work(i);
+        }
+      } catch (...) {
+        const std::lock_guard<std::mutex> guard(lock);
+        error = std::current_exception();
+        next = count_;
       }
-    });
+    };
+    std::vector<std::thread> others;
+    try {
+      for (std::int64_t i = 1; i < std::min(threads, count_); ++i) {
+        others.emplace_back(run);
+      }
+    } catch (...) {  // the system has no more threads: fewer do it
+    }
+    run();
+    for (std::thread& other : others) {
+      other.join();
+    }
+    if (error) {
+      std::rethrow_exception(error);
+    }
   }
 
  private:

@@ -1,10 +1,25 @@
-#include <ATen/Functions.h>
-
 #include <limits>
 
-#include "checks.h"
-#include "voxelize/slabs.h"
-#include "voxelize/voxelize.h"
+#include "o_voxel.h"
+#include "slabs.h"
+
+namespace {
+
+struct Part {
+  std::vector<std::int32_t> coords;
+  std::vector<float> vertices;
+  std::vector<char> flags;
+};
+
+}  // namespace
+
+struct OVoxelSides {
+  std::vector<std::int64_t> sides;
+};
+
+struct OVoxelGrid {
+  std::vector<Part> parts;
+};
 
 namespace o_voxel {
 namespace {
@@ -255,18 +270,7 @@ Vec minimise(const Symmetric& a, const Vec& b, const Vec& size) {
   return best;
 }
 
-struct Part {
-  std::vector<std::int32_t> coords;
-  std::vector<float> vertices;
-  std::vector<char> flags;
-};
-
-}  // namespace
-
-at::Tensor open_sides(const at::Tensor& faces) {
-  const at::Tensor packed_faces = faces.contiguous();
-  const auto* f = packed_faces.const_data_ptr<std::int64_t>();
-  const std::int64_t sides = 3 * packed_faces.size(0);
+std::vector<std::int64_t> open_sides(const std::int64_t* f, std::int64_t sides) {
   const auto ends = [&](std::int64_t side) { return std::minmax(f[side], f[side % 3 == 2 ? side - 2 : side + 1]); };
   const std::int64_t vertices = sides == 0 ? 0 : *std::max_element(f, f + sides) + 1;
   // Sides by their lower vertex, then within the few of one vertex by the higher.
@@ -294,28 +298,21 @@ at::Tensor open_sides(const at::Tensor& faces) {
       }
     }
   }
-  at::Tensor result = at::empty({static_cast<std::int64_t>(open.size())}, packed_faces.options());
-  std::copy(open.begin(), open.end(), result.mutable_data_ptr<std::int64_t>());
-  return result;
+  return open;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_grid(const at::Tensor& corners, const at::Tensor& open_start,
-                                                         const at::Tensor& open_end, const std::vector<double>& size,
-                                                         const std::vector<std::int64_t>& shape, double face_weight,
-                                                         double boundary_weight, double regularization) {
-  const VoxelGrid grid(size, shape);
+std::vector<Part> dual_grid(const float* t, std::int64_t face_count, const float* start, const float* end,
+                            std::int64_t border_count, const VoxelGrid& grid, double face_weight,
+                            double boundary_weight, double regularization, std::int64_t threads) {
   const Vec extent{grid.size[0], grid.size[1], grid.size[2]};
-  const at::Tensor triangles = corners.contiguous(), starts = open_start.contiguous(), ends = open_end.contiguous();
-  const float* t = triangles.const_data_ptr<float>();
-  const float *start = starts.const_data_ptr<float>(), *end = ends.const_data_ptr<float>();
   const Slabs slabs(grid);
-  const auto of_slab = slabs.members(triangles.size(0), [&](std::int64_t i) { return bounds_x(t + 9 * i); });
-  const auto open_of_slab = slabs.members(starts.size(0), [&](std::int64_t i) {
+  const auto of_slab = slabs.members(face_count, [&](std::int64_t i) { return bounds_x(t + 9 * i); });
+  const auto open_of_slab = slabs.members(border_count, [&](std::int64_t i) {
     return std::minmax(start[3 * i], end[3 * i]);
   });
 
   std::vector<Part> parts(slabs.count());
-  slabs.for_each([&](std::int64_t index) {
+  slabs.for_each(threads, [&](std::int64_t index) {
     const Slab slab = slabs[index];
     SlabTable table(grid, slab);
     std::vector<Gathered> gathered;
@@ -385,23 +382,54 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_grid(const at::Tensor& corne
       }
     }
   });
-
-  std::int64_t total = 0;
-  for (const Part& part : parts) {
-    total += static_cast<std::int64_t>(part.coords.size()) / 3;
-  }
-  at::Tensor coords = at::empty({total, 3}, triangles.options().dtype(at::kInt));
-  at::Tensor vertices = at::empty({total, 3}, triangles.options());
-  at::Tensor flags = at::empty({total, 3}, triangles.options().dtype(at::kBool));
-  auto* coords_out = coords.mutable_data_ptr<std::int32_t>();
-  auto* vertices_out = vertices.mutable_data_ptr<float>();
-  auto* flags_out = flags.mutable_data_ptr<bool>();
-  for (const Part& part : parts) {
-    coords_out = std::copy(part.coords.begin(), part.coords.end(), coords_out);
-    vertices_out = std::copy(part.vertices.begin(), part.vertices.end(), vertices_out);
-    flags_out = std::transform(part.flags.begin(), part.flags.end(), flags_out, [](char flag) { return flag != 0; });
-  }
-  return {coords, vertices, flags};
+  return parts;
 }
 
+}  // namespace
 }  // namespace o_voxel
+
+std::int64_t o_voxel_interface() { return 1; }
+
+OVoxelSides* o_voxel_open_sides(const std::int64_t* faces, std::int64_t face_count, std::int64_t* count) {
+  try {
+    auto* result = new OVoxelSides{o_voxel::open_sides(faces, 3 * face_count)};
+    *count = static_cast<std::int64_t>(result->sides.size());
+    return result;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void o_voxel_open_sides_copy(const OVoxelSides* result, std::int64_t* sides) {
+  std::copy(result->sides.begin(), result->sides.end(), sides);
+}
+
+void o_voxel_open_sides_free(OVoxelSides* result) { delete result; }
+
+OVoxelGrid* o_voxel_dual_grid(const float* corners, std::int64_t face_count, const float* open_start,
+                              const float* open_end, std::int64_t border_count, const float* size,
+                              const std::int64_t* shape, double face_weight, double boundary_weight,
+                              double regularization, std::int64_t threads, std::int64_t* count) {
+  try {
+    auto* result = new OVoxelGrid{o_voxel::dual_grid(corners, face_count, open_start, open_end, border_count,
+                                                     o_voxel::VoxelGrid(size, shape), face_weight, boundary_weight,
+                                                     regularization, threads)};
+    *count = 0;
+    for (const Part& part : result->parts) {
+      *count += static_cast<std::int64_t>(part.coords.size()) / 3;
+    }
+    return result;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void o_voxel_dual_grid_copy(const OVoxelGrid* result, std::int32_t* coords, float* vertices, bool* flags) {
+  for (const Part& part : result->parts) {
+    coords = std::copy(part.coords.begin(), part.coords.end(), coords);
+    vertices = std::copy(part.vertices.begin(), part.vertices.end(), vertices);
+    flags = std::transform(part.flags.begin(), part.flags.end(), flags, [](char flag) { return flag != 0; });
+  }
+}
+
+void o_voxel_dual_grid_free(OVoxelGrid* result) { delete result; }
