@@ -9,7 +9,8 @@ Settings of a deployment (environment):
     TRELLIS2_GPU_MEMORY        GiB of GPU memory to stay within; empty takes what is free
     TRELLIS2_VIDEO_FRAMES      frames of the turntable (120)
     TRELLIS2_VIDEO_RESOLUTION  width and height of the turntable in pixels (1024)
-    WARP_CACHE_PATH            where compiled kernels are kept; needed where the home folder cannot be written
+    WARP_CACHE_PATH            where compiled kernels of Warp are kept, and
+    TRITON_CACHE_DIR           those of Triton; the build of the image fills both
 
 How it ends, as ``GET /health-check`` and the exit code of the server show it:
     setup failed    SETUP_FAILED, the reason in ``setup.logs``; predictions answer 503

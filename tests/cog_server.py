@@ -186,8 +186,10 @@ class CogServer:
 
 
 @contextmanager
-def cog_server(folder: Path, environment: Mapping[str, str]) -> Iterator[CogServer]:
-    """Start coglet in ``folder``, wait until it answers, and end it with all its children."""
+def cog_server(
+    folder: Path, environment: Mapping[str, str], python: str | Path = sys.executable
+) -> Iterator[CogServer]:
+    """Start coglet of ``python`` in ``folder``, wait until it answers, and end it with all its children."""
     source = (ROOT / "predict.py").read_text()
     shutil.copy(ROOT / "predict.py", folder)
     (folder / ".cog").mkdir()
@@ -198,14 +200,14 @@ def cog_server(folder: Path, environment: Mapping[str, str]) -> Iterator[CogServ
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
+            [python, "-m", "cog.server.http", "--host", "127.0.0.1"],
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
                 # coglet starts its worker as ``python``
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
                 "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
                 "PORT": str(port),
                 **environment,
