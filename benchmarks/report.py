@@ -199,7 +199,8 @@ def _until_asset(run: Run | None) -> float | None:
         return None
     if run["run"] == "image to asset":
         return float(run["run_seconds"]["median"])
-    return float(sum(part["median"] for name, part in run["run_parts"].items() if name not in ("model", "video")))
+    parts = run["run_parts"].items()
+    return float(sum(part["median"] for name, part in parts if name not in ("model", "video", "write")))
 
 
 def _until_files(run: Run) -> float | None:

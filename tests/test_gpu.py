@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from torch import Tensor
 from voxelise import bumpy_sphere, voxelise
 
 from trellis2.bake import bake
-from trellis2.layers import LayerNorm32, RMSNorm, rotary_phases
+from trellis2.layers import LayerNorm32, RMSNorm, add_and_norm, linear_gelu, normed_heads, rotary_phases
 from trellis2.mesh import Asset, MaterialVoxels, Mesh
 from trellis2.render import render, turntable, turntable_camera
 
@@ -152,16 +154,32 @@ def test_norms_in_one_kernel(dtype: torch.dtype) -> None:
         for rows in (1, 5):
             scale, shift = random(rows, 6 * channels).chunk(6, dim=1)[1:3]
             check(norm.modulated, random(5, channels), scale, shift)
+
+        def added(part: int, norm: LayerNorm32, x: Tensor, *rest: Tensor) -> Tensor:
+            return add_and_norm(x, rest[0], norm.to(x.device), *rest[1:])[part]
+
+        for part, rows in product((0, 1), (1, 5)):
+            gate, scale, shift = random(rows, 6 * channels).chunk(6, dim=1)[1:4]
+            check(partial(added, part, affine), random(5, channels), random(rows, channels))
+            check(partial(added, part, affine), random(5, channels), random(5, channels), gate)
+            check(partial(added, part, norm), random(5, channels), random(5, channels), gate, scale, shift)
+
     for heads, size in ((2, 12), (12, 128)):
-        rms = RMSNorm(heads, size)
-        torch.nn.init.normal_(rms.gamma, generator=generator)
+        norms = (RMSNorm(heads, size), RMSNorm(heads, size))
+        for rms in norms:
+            torch.nn.init.normal_(rms.gamma, generator=generator)
         turns = rotary_phases(torch.randint(0, 64, (5, 3), generator=generator), size, (1.0, 10000.0))
 
-        def turned(x: Tensor, rms: RMSNorm = rms, turns: Tensor = turns) -> Tensor:
-            return rms.to(x.device)(x, turns.to(x.device))
+        def turned(x: Tensor, part: int, norms: tuple[RMSNorm, ...] = norms, turns: Tensor = turns) -> Tensor:
+            return normed_heads(x.clone(), [n.to(x.device) for n in norms], turns.to(x.device))[part]
 
-        check(turned, random(5, 3, heads, size)[:, 1])
-        check(lambda x, rms=rms: rms.to(x.device)(x), random(5, heads, size))
+        for part in range(3):
+            check(partial(turned, part=part), random(5, 3, heads, size))
+        check(lambda x, n=norms[0]: normed_heads(x.clone(), [n.to(x.device)])[0], random(5, 2, heads, size))
+
+    linear = torch.nn.Linear(48, 96)
+    torch.nn.init.normal_(linear.weight, generator=generator)
+    check(lambda x: linear_gelu(linear.to(x.device, x.dtype), x), random(40, 48))
 
 
 def test_dual_grid() -> None:

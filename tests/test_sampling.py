@@ -21,7 +21,7 @@ def test_schedule_runs_from_one_to_zero_and_favours_noise() -> None:
 
 def test_constant_velocity_is_integrated_exactly() -> None:
     noise = torch.zeros(3, 2)
-    steps = list(euler(lambda x, t, c: torch.ones_like(x), noise, torch.zeros(1, 1, 1), [3], PLAIN))
+    steps = list(euler(lambda x, t, c: torch.ones_like(x), noise, [3], PLAIN))
     assert len(steps) == 10
     torch.testing.assert_close(steps[-1], -torch.ones(3, 2))
 
@@ -30,11 +30,11 @@ def test_guidance_acts_only_inside_its_interval() -> None:
     options = SamplerOptions(12, 7.5, 0.5, (0.6, 1.0), 3.0)
     calls = []
 
-    def velocity(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        calls.append((float(t), bool(cond.any())))
+    def velocity(x: Tensor, t: Tensor, conditional: bool) -> Tensor:
+        calls.append((float(t), conditional))
         return x
 
-    list(euler(velocity, torch.randn(8, 2), torch.ones(1, 1, 1), [8], options))
+    list(euler(velocity, torch.randn(8, 2), [8], options))
     # Nine of the twelve steps begin at 0.6 or later, one of them at 0.6 to the bit.
     assert len(calls) == 21
     assert min(t for t, conditional in calls if not conditional) == 600
@@ -46,7 +46,7 @@ def test_golden(path: Path, layout: str) -> None:
     meta, tensors = load_golden(path)
     for name, params in meta["settings"].items():
         key = f"{name}.{layout}."
-        noise, cond = tensors[key + "noise"], tensors[key + "cond"]
+        noise, cond = tensors[key + "noise"], tensors[key + "cond"].flatten()
         if layout == "dense":
             lengths = [noise[0, 0].numel()] * len(noise)
             packed = noise.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -55,14 +55,22 @@ def test_golden(path: Path, layout: str) -> None:
             packed = noise
         calls = []
 
-        def toy(x: Tensor, t: Tensor, c: Tensor, lengths: list[int] = lengths, calls: list[float] = calls) -> Tensor:
+        def toy(
+            x: Tensor,
+            t: Tensor,
+            conditional: bool,
+            cond: Tensor = cond,
+            lengths: list[int] = lengths,
+            calls: list[float] = calls,
+        ) -> Tensor:
             calls.append(float(t[0]))
-            per_token = torch.cat([v.expand(n) for v, n in zip(c.flatten(), lengths, strict=True)])[:, None]
+            values = cond if conditional else torch.zeros_like(cond)
+            per_token = torch.cat([v.expand(n) for v, n in zip(values, lengths, strict=True)])[:, None]
             time = torch.cat([v.expand(n) for v, n in zip(t, lengths, strict=True)])[:, None] / 1000
             return torch.sin(1.7 * x + per_token) + 0.3 * x * time + 0.1 * per_token
 
         options = SamplerOptions(**{**params, "guidance_interval": tuple(params["guidance_interval"])})
-        steps = list(euler(toy, packed, cond.reshape(len(cond), 1, 1), lengths, options))
+        steps = list(euler(toy, packed, lengths, options))
         for ours, theirs in zip(steps, tensors[key + "pred_x_t"], strict=True):
             if layout == "dense":
                 theirs = theirs.flatten(2).transpose(1, 2).flatten(0, 1)

@@ -18,7 +18,7 @@ import os
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -119,32 +119,41 @@ def write_video(frames: Iterable[np.ndarray], path: Path, *, fps: float = 15.0) 
     """Encode ``frames`` as H.264 in MP4 and return how many there were.
 
     Each frame is (H, W, 3) uint8 sRGB, H and W even.  The file is 4:2:0, BT.709, limited range, with the
-    index in front, which browsers play while they load it.  Frames are encoded as they come and never held.
+    index in front, which browsers play while they load it.  One frame is encoded while the next is made.
     What the iterable raises passes through and leaves no file.
     Raises InputError for an odd size or no frame at all, else as the module says.
     """
     count = 0
-    with _replacing(path) as part:
+    with _replacing(path) as part, ThreadPoolExecutor(1) as encoder:
         with _file_system_errors(path):
             part.touch()  # the container opens its file late, after many frames were rendered for nothing
             container = av.open(str(part.absolute()), "w", format="mp4", options={"movflags": "faststart"})
         try:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            for frame in frames:
-                if count == 0:
-                    _open_stream(stream, frame)
+
+            def encode(frame: np.ndarray) -> None:
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
                     format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
                 )
-                with _file_system_errors(path):
-                    container.mux(stream.encode(picture))
+                container.mux(stream.encode(picture))
+
+            encoded: Future[None] | None = None
+            for frame in frames:
+                if encoded is None:
+                    _open_stream(stream, frame)
+                else:
+                    with _file_system_errors(path):
+                        encoded.result()
+                encoded = encoder.submit(encode, frame)
                 count += 1
-            if count == 0:
+            if encoded is None:
                 raise InputError(f"{path} was not written, because the video has no frame.")
             with _file_system_errors(path):
+                encoded.result()
                 container.mux(stream.encode(None))
                 container.close()
         except BaseException:
+            encoder.shutdown()  # it may still be at work on the last frame
             with suppress(OSError):  # what happened first is what the caller must hear
                 container.close()
             raise

@@ -44,13 +44,53 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, phases: Tensor | None = None) -> Tensor:
         """x: (T, heads, head_dim). phases: turn the result by these, see ``rotate``."""
-        if _fusible(x):
-            from .fused import rms_rotate
-
-            return rms_rotate(x, self.gamma, phases)
         unit = F.normalize(x.float(), dim=-1)
         normed = (unit * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)
         return normed if phases is None else rotate(normed, phases)
+
+
+def normed_heads(x: Tensor, norms: Sequence[RMSNorm], phases: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The parts of ``x`` (T, P, heads, head_dim), the first of them through ``norms`` (one or two).
+
+    On a GPU without gradients ``x`` is overwritten.
+    """
+    if _fusible(x):
+        from .fused import rms_rotate_
+
+        rms_rotate_(x, [norm.gamma for norm in norms], phases)
+        return x.unbind(1)
+    parts = x.unbind(1)
+    return (*(norm(part, phases) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :])
+
+
+def add_and_norm(
+    x: Tensor,
+    update: Tensor,
+    norm: LayerNorm32,
+    gate: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``x + update * gate``, and its norm, modulated where ``scale`` and ``shift`` are given; both (T, C).
+
+    x: (T, C). update, gate, scale, shift: (T, C), or (1, C) for all tokens.
+    """
+    if _fusible(x):
+        from .fused import add_and_norm as fused
+
+        modulated = scale is not None
+        weight, bias = (scale, shift) if modulated else (norm.weight, norm.bias)
+        return fused(x, update, gate, weight, bias, norm.eps, around_one=modulated)
+    x = x + update if gate is None else torch.addcmul(x, update, gate)
+    return x, norm(x) if scale is None or shift is None else norm.modulated(x, scale, shift)
+
+
+def linear_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``linear``, then GELU in its tanh form."""
+    if _fusible(x):
+        # In one kernel.  Only on a GPU is this function's GELU the tanh form.
+        return torch._addmm_activation(linear.bias, x, linear.weight.t(), use_gelu=True)
+    return F.gelu(linear(x), approximate="tanh")
 
 
 class SparseConv3d(nn.Module):

@@ -74,3 +74,16 @@ class TexturedMesh:
     metallic_roughness: Tensor
     alpha_mode: str
     statistics: MeshStatistics
+
+    def cpu(self) -> TexturedMesh:
+        """The same in host memory."""
+        return TexturedMesh(
+            vertices=self.vertices.cpu(),
+            faces=self.faces.cpu(),
+            normals=self.normals.cpu(),
+            uvs=self.uvs.cpu(),
+            base_color=self.base_color.cpu(),
+            metallic_roughness=self.metallic_roughness.cpu(),
+            alpha_mode=self.alpha_mode,
+            statistics=self.statistics,
+        )

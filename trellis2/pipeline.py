@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +27,13 @@ from .errors import CheckpointError, InputError
 from .export import write_glb, write_png, write_video
 from .image import ImageSource, open_image, prepare
 from .memory import Residency, fits, limit_memory, memory_given_back, weight_bytes
-from .mesh import Asset, MaterialVoxels, Mesh, MeshStatistics
+from .mesh import Asset, MaterialVoxels, Mesh, MeshStatistics, TexturedMesh
+from .models.flow import Flow
 from .models.matting import BiRefNet
 from .models.voxel_vae import dual_grid_fields
 from .options import GenerateOptions
 from .progress import OnProgress, OnStep, Progress, ignore_step
+from .recording import recorded
 from .render import turntable
 from .sampling import SamplerOptions, euler
 from .version import VERSION
@@ -50,6 +53,7 @@ CASCADE_START = 512  # resolution whose shape flow starts a cascade
 CASCADE_FLOOR = 1024  # a cascade never falls below this resolution
 CASCADE_STEP = 128
 VIDEO_FPS = 15.0
+RECORDED_TOKENS = 6144  # with more, a GPU takes longer for an evaluation than Python for its launches
 HOLE_PERIMETER = 0.03  # of holes closed after decoding, in metres
 
 _TOO_LARGE = "The networks do not fit into memory; leave low_vram on, or run on a machine with more memory."
@@ -221,23 +225,32 @@ class Pipeline:
         generation = self._generate(image, options, progress)
         timings = dict(generation.timings)
         cutout = generation.cutout if options.return_no_background else None
-        if cutout is not None:
-            write_png(cutout, png)
         statistics = None
-        if options.generate_model:
-            with _timed(timings, "model"):
-                statistics = self._write_model(generation, options, glb, progress.stage("model"))
-        if options.generate_video:
-            with _timed(timings, "video"):
-                frames = turntable(
-                    generation.asset,
-                    frames=options.video_frames,
-                    resolution=options.video_resolution,
-                    environment=options.video_environment,
-                    panels=options.video_panels,
-                    on_step=progress.stage("video"),
-                )
-                write_video(frames, mp4, fps=VIDEO_FPS)
+        # Files are packed and written by another thread, while the GPU goes on with the next one.
+        with ThreadPoolExecutor(1) as writer:
+            written = [] if cutout is None else [writer.submit(write_png, cutout, png)]
+            if options.generate_model:
+                with _timed(timings, "model"):
+                    textured = self._bake(generation, options, progress.stage("model"))
+                    statistics = textured.statistics
+                    extras = self._extras(options, generation.seed)
+                    written.append(
+                        writer.submit(write_glb, textured, glb, texture_format=options.texture_format, extras=extras)
+                    )
+            if options.generate_video:
+                with _timed(timings, "video"):
+                    frames = turntable(
+                        generation.asset,
+                        frames=options.video_frames,
+                        resolution=options.video_resolution,
+                        environment=options.video_environment,
+                        panels=options.video_panels,
+                        on_step=progress.stage("video"),
+                    )
+                    write_video(frames, mp4, fps=VIDEO_FPS)
+            with _timed(timings, "write"):
+                for one in written:
+                    one.result()
         return Files(
             no_background_image=png if cutout is not None else None,
             video=mp4 if options.generate_video else None,
@@ -248,9 +261,8 @@ class Pipeline:
             warnings=generation.warnings,
         )
 
-    def _write_model(
-        self, generation: Generation, options: GenerateOptions, glb: Path, on_step: OnStep
-    ) -> MeshStatistics:
+    def _bake(self, generation: Generation, options: GenerateOptions, on_step: OnStep) -> TexturedMesh:
+        """The model, in host memory."""
         textured = bake(
             generation.asset,
             decimation_target=options.decimation_target,
@@ -258,9 +270,7 @@ class Pipeline:
             alpha_mode=options.alpha_mode,
             on_step=on_step,
         )
-        extras = self._extras(options, generation.seed)
-        write_glb(textured, glb, texture_format=options.texture_format, extras=extras)
-        return textured.statistics
+        return textured.cpu()
 
     def _generate(self, image: ImageSource, options: GenerateOptions, progress: Progress) -> Generation:
         preset = PRESETS[options.pipeline_type]
@@ -439,7 +449,7 @@ class Pipeline:
 
     def _sample(
         self,
-        flow: Any,
+        flow: Flow,
         start: Tensor,
         cond: Tensor,
         grid: Grid,
@@ -448,15 +458,21 @@ class Pipeline:
         known: Tensor | None = None,
     ) -> Tensor:
         """Run one flow from noise; ``known``: channels that every call sees beside the noisy ones."""
-
-        def velocity(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-            out: Tensor = flow(x if known is None else torch.cat([x, known], dim=1), t, condition, grid)
-            return out
-
         on_step(0, sampler.steps)
         x = start
         with self.residency.resident(flow):
-            for step, x in enumerate(euler(velocity, start, cond, grid.lengths, sampler), 1):  # noqa: B007
+            # Copied weights come one after the other, and with little room beside them.
+            resting = self.residency.resident_weights
+            keys_and_values = flow.keys_and_values(cond) if resting else None
+
+            def evaluate(x: Tensor, t: Tensor, conditional: bool) -> Tensor:
+                x = x if known is None else torch.cat([x, known], dim=1)
+                velocity: Tensor = flow(x, t, cond, grid, keys_and_values) if conditional else flow(x, t, None, grid)
+                return velocity
+
+            short = start.is_cuda and len(start) <= RECORDED_TOKENS
+            velocity = recorded(evaluate) if resting and short else evaluate
+            for step, x in enumerate(euler(velocity, start, grid.lengths, sampler), 1):  # noqa: B007
                 on_step(step, sampler.steps)
         return x
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from o_voxel import prebuild
-from torch import Tensor
 
 # Channels of the published networks' layer norms.
 FLOW = 1536
@@ -22,7 +21,7 @@ HEADS, HEAD_SIZE = 12, 128
 
 def norms() -> None:
     """Launch the norms of ``fused`` in every form that the published networks use."""
-    from .fused import layer_norm, rms_rotate
+    from .fused import add_and_norm, layer_norm, rms_rotate_
 
     def norm(
         channels: int, dtype: torch.dtype, weight: torch.dtype | None = torch.float32, *, around_one: bool = False
@@ -30,7 +29,6 @@ def norms() -> None:
         factor = None if weight is None else torch.zeros(1, channels, dtype=weight)
         layer_norm(torch.zeros(1, channels, dtype=dtype), factor, factor, 1e-6, around_one=around_one)
 
-    norm(FLOW, torch.bfloat16)
     norm(FLOW, torch.bfloat16, torch.bfloat16, around_one=True)
     for channels in {*STRUCTURE_DECODER, *VOXEL_DECODERS, *MATTING}:
         norm(channels, torch.float16)
@@ -38,11 +36,16 @@ def norms() -> None:
     for channels in VOXEL_DECODERS[1:]:
         norm(channels, torch.float16, None)
 
-    heads = torch.zeros(1, HEADS, HEAD_SIZE, dtype=torch.bfloat16)
+    tokens = torch.zeros(1, FLOW, dtype=torch.bfloat16)
+    weights = torch.zeros(FLOW)
+    add_and_norm(tokens, tokens, tokens, weights, weights, 1e-6)
+    for gate in (tokens, None):
+        add_and_norm(tokens, tokens, gate, tokens, tokens, 1e-6, around_one=True)
+
+    heads = torch.zeros(1, 3, HEADS, HEAD_SIZE, dtype=torch.bfloat16)
     gamma = torch.zeros(HEADS, HEAD_SIZE)
-    phases: tuple[Tensor | None, ...] = (None, torch.zeros(1, HEAD_SIZE // 2, dtype=torch.complex64))
-    for turned in phases:
-        rms_rotate(heads, gamma, turned)
+    rms_rotate_(heads, [gamma], None)
+    rms_rotate_(heads, [gamma, gamma], torch.zeros(1, HEAD_SIZE // 2, dtype=torch.complex64))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

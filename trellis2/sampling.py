@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(tokens (T, C), 1000 * time (B,), condition (B, L, D)) -> velocity (T, C)."""
+Velocity = Callable[[Tensor, Tensor, bool], Tensor]
+"""(tokens (T, C), 1000 * time (B,), whether under the condition) -> velocity (T, C)."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,31 @@ def schedule(steps: int, rescale_t: float) -> list[float]:
 def euler(
     velocity: Velocity,
     noise: Tensor,
-    cond: Tensor,
     lengths: Sequence[int],
     options: SamplerOptions,
 ) -> Iterator[Tensor]:
     """Integrate from noise to data, yielding the tokens after every step.
 
-    noise: (T, C) float32 of B items with ``lengths`` tokens. cond: (B, L, D); its negative is zeros.
+    noise: (T, C) float32 of B items with ``lengths`` tokens.
     """
     x = noise
     times = schedule(options.steps, options.rescale_t)
     for t, t_next in itertools.pairwise(times):
-        x = x - (t - t_next) * _guided(velocity, x, t, cond, lengths, options)
+        x = x - (t - t_next) * _guided(velocity, x, t, lengths, options)
         yield x
 
 
-def _guided(
-    velocity: Velocity, x: Tensor, t: float, cond: Tensor, lengths: Sequence[int], options: SamplerOptions
-) -> Tensor:
+def _guided(velocity: Velocity, x: Tensor, t: float, lengths: Sequence[int], options: SamplerOptions) -> Tensor:
     low, high = options.guidance_interval
     # A step at the very end of the interval is inside or not as floating point has it, as in the original.
     strength = options.guidance_strength if low <= t <= high else 1.0
     model_t = torch.full((len(lengths),), 1000 * t, dtype=torch.float32, device=x.device)
     if strength == 0:
-        return velocity(x, model_t, torch.zeros_like(cond))
-    conditional = velocity(x, model_t, cond)
+        return velocity(x, model_t, False)
+    conditional = velocity(x, model_t, True)
     if strength == 1:
         return conditional
-    unconditional = velocity(x, model_t, torch.zeros_like(cond))
+    unconditional = velocity(x, model_t, False)
     guided = strength * conditional + (1 - strength) * unconditional
     if options.guidance_rescale == 0:
         return guided

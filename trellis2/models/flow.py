@@ -7,15 +7,27 @@ grid.  Attribute names are those of the published checkpoints (SparseStructureFl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trellis2.layers import LayerNorm32, RMSNorm, attention, fast_attention, rotary_phases, set_torso_dtype
+from trellis2.layers import (
+    LayerNorm32,
+    RMSNorm,
+    add_and_norm,
+    attention,
+    fast_attention,
+    linear_gelu,
+    normed_heads,
+    rotary_phases,
+    set_torso_dtype,
+)
 from trellis2.voxels import Grid
 
 TIMESTEP_CHANNELS = 256
@@ -48,8 +60,8 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, phases: Tensor, lengths: Sequence[int]) -> Tensor:
-        q, k, v = self.to_qkv(x).unflatten(1, (3, self.heads, -1)).unbind(dim=1)
-        q, k = self.q_rms_norm(q, phases), self.k_rms_norm(k, phases)
+        qkv = self.to_qkv(x).unflatten(1, (3, self.heads, -1))
+        q, k, v = normed_heads(qkv, (self.q_rms_norm, self.k_rms_norm), phases)
         return self.to_out(attention(q, k, v, lengths, lengths).flatten(1))
 
 
@@ -63,11 +75,20 @@ class CrossAttention(nn.Module):
         self.k_rms_norm = RMSNorm(heads, channels // heads)
         self.to_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, cond: Tensor, lengths: Sequence[int]) -> Tensor:
-        q = self.q_rms_norm(self.to_q(x).unflatten(1, (self.heads, -1)))
-        k, v = self.to_kv(cond.flatten(0, 1)).unflatten(1, (2, self.heads, -1)).unbind(dim=1)
-        out = attention(q, self.k_rms_norm(k), v, lengths, [cond.shape[1]] * len(cond))
-        return self.to_out(out.flatten(1))
+    def forward(
+        self, x: Tensor, cond: Tensor | None, lengths: Sequence[int], known: tuple[Tensor, ...] | None
+    ) -> Tensor:
+        """(T, C), or one row (1, C) that holds for every token.  known: ``keys_and_values(cond)``, if at hand."""
+        if cond is None:
+            # Tokens of zeros have equal keys and equal values, so that attention gives their value: the bias.
+            return self.to_out(self.to_kv.bias[None, self.to_out.in_features :])
+        (q,) = normed_heads(self.to_q(x).unflatten(1, (1, self.heads, -1)), (self.q_rms_norm,))
+        k, v = known or self.keys_and_values(cond)
+        return self.to_out(attention(q, k, v, lengths, [cond.shape[1]] * len(cond)).flatten(1))
+
+    def keys_and_values(self, cond: Tensor) -> tuple[Tensor, ...]:
+        """Each (B * L, heads, head_dim), of image tokens (B, L, cond_channels)."""
+        return normed_heads(self.to_kv(cond.flatten(0, 1)).unflatten(1, (2, self.heads, -1)), (self.k_rms_norm,))
 
 
 class FeedForward(nn.Module):
@@ -76,10 +97,9 @@ class FeedForward(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.mlp[0](x)
-        # In place where no gradient needs what was there: the hidden layer is the largest tensor of all.
-        h = self.mlp[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h, approximate="tanh")
-        out: Tensor = self.mlp[2](h)
+        first, _, last = self.mlp
+        assert isinstance(first, nn.Linear)
+        out: Tensor = last(linear_gelu(first, x))
         return out
 
 
@@ -95,12 +115,26 @@ class Block(nn.Module):
         self.mlp = FeedForward(channels, int(channels * config.mlp_ratio))
         self.modulation = nn.Parameter(torch.empty(6 * channels))
 
-    def forward(self, x: Tensor, modulation: Tensor, cond: Tensor, phases: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        change: tuple[Tensor, Tensor] | None,
+        modulation: Tensor,
+        cond: Tensor | None,
+        phases: Tensor,
+        lengths: Sequence[int],
+        known: tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """change: (update, gate), whose product is still to be added to ``x``.  Returns the same, one block on."""
         mixed = (self.modulation + modulation).to(modulation.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = _per_token(mixed, lengths).chunk(6, dim=1)
-        x = torch.addcmul(x, self.self_attn(self.norm1.modulated(x, scale1, shift1), phases, lengths), gate1)
-        x = x + self.cross_attn(self.norm2(x), cond, lengths)
-        return torch.addcmul(x, self.mlp(self.norm3.modulated(x, scale2, shift2)), gate2)
+        if change is None:
+            h = self.norm1.modulated(x, scale1, shift1)
+        else:
+            x, h = add_and_norm(x, change[0], self.norm1, change[1], scale1, shift1)
+        x, h = add_and_norm(x, self.self_attn(h, phases, lengths), self.norm2, gate1)
+        x, h = add_and_norm(x, self.cross_attn(h, cond, lengths, known), self.norm3, None, scale2, shift2)
+        return x, (self.mlp(h), gate2)
 
 
 class TimestepEmbedder(nn.Module):
@@ -135,20 +169,37 @@ class Flow(nn.Module):
         self.dtype = dtype
         set_torso_dtype(self.blocks, dtype)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor, grid: Grid) -> Tensor:
+    def keys_and_values(self, cond: Tensor) -> list[tuple[Tensor, ...]]:
+        """What every block makes of the image tokens (B, L, cond_channels), the same at every step."""
+        cond = cond.to(self.dtype)
+        attentions: Any = [block.cross_attn for block in self.blocks]
+        return [attention.keys_and_values(cond) for attention in attentions]
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        grid: Grid,
+        known: Sequence[tuple[Tensor, ...]] | None = None,
+    ) -> Tensor:
         """Velocity of each token.
 
         x: (T, in_channels) float32 on the voxels of ``grid`` (B items). t: (B,), 1000 times the flow time.
-        cond: (B, L, cond_channels) image tokens.  Returns (T, out_channels) float32.
+        cond: (B, L, cond_channels) image tokens; None for zeros in all of them.
+        known: ``keys_and_values(cond)``, where that is at hand.  Returns (T, out_channels) float32.
         """
         head_dim = self.config.model_channels // self.config.num_heads
         phases = rotary_phases(grid.coords[:, 1:], head_dim, self.config.rope_freq)
         modulation = self.adaLN_modulation(self.t_embedder(t)).to(self.dtype)
         h = self.input_layer(x).to(self.dtype)
-        cond = cond.to(self.dtype)
+        cond = None if cond is None else cond.to(self.dtype)
+        change = None
         with fast_attention(h.device):
-            for block in self.blocks:
-                h = block(h, modulation, cond, phases, grid.lengths)
+            for block, keys_and_values in zip(self.blocks, known or itertools.repeat(None)):  # noqa: B905
+                h, change = block(h, change, modulation, cond, phases, grid.lengths, keys_and_values)
+        if change is not None:
+            h = torch.addcmul(h, *change)
         out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
         return out
 
