@@ -34,6 +34,28 @@ def test_the_option_table_is_that_of_the_code() -> None:
     assert text[text.index(START) + len(START) : text.index(END)] == table()
 
 
+def test_the_licence_of_everything_that_is_installed_is_told() -> None:
+    root = README.parent
+    names = set(re.findall(r"^([a-z][\w.-]*)==", (root / "requirements-cog.txt").read_text(), re.MULTILINE))
+    names |= set(re.findall(r"([\w-]+)(?:==\S+|\.git@\S+)$", (root / "cog.yaml").read_text(), re.MULTILINE))
+    for project in ("pyproject.toml", "o-voxel/pyproject.toml"):
+        text = re.sub(r"^test = \[.*?^\]", "", (root / project).read_text(), flags=re.MULTILINE | re.DOTALL)
+        _, _, text = text.partition("\ndependencies")
+        names |= set(
+            re.findall(r'"([a-z][\w.-]*)(?:\[\w+\])?(?:[<>=][^"]*)?"', text.partition("\n[project.scripts]")[0])
+        )
+    assert {"flash-attn", "CuMesh", "torch", "warp-lang", "uvicorn", "trimesh"} <= names
+    others = {"torch": "pytorch", "av": "pyav", "warp-lang": "warp", "opencv-python": "opencv"}
+    _, _, licences = README.read_text().lower().partition("| part | licence |")
+    missing = [
+        name
+        for name in sorted(names - {"o-voxel", "trellis2", "setuptools.build_meta", "py.typed"})
+        if others.get(name.removesuffix("-headless"), re.sub(r"^(opentelemetry).*", r"\1", name)).lower()
+        not in licences
+    ]
+    assert missing == []
+
+
 def test_the_python_example_runs(
     checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
