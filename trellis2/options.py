@@ -21,7 +21,7 @@ VIDEO_VARIABLES = {
     "TRELLIS2_VIDEO_RESOLUTION": "video_resolution",
 }
 
-_SEED_BITS = 63
+SEED_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OptionSpec:
             return f"one of {', '.join(repr(c) for c in self.choices or ())}"
         noun = "a whole number" if self.kind is int else "a number"
         if self.ge is None or self.le is None:
-            return f"{noun} of at most {_SEED_BITS} bits"
+            return f"{noun} of at most {SEED_BITS} bits"
         return f"{noun} from {self.ge:.15g} to {self.le:.15g}"
 
 
@@ -205,7 +205,7 @@ def _checked_choice(spec: OptionSpec, value: Any) -> str | None:
 
 
 def _checked_int(spec: OptionSpec, value: Any) -> int | None:
-    if not _is_real(value) or value != int(value) or int(value).bit_length() > _SEED_BITS:
+    if not _is_real(value) or value != int(value) or int(value).bit_length() > SEED_BITS:
         return None
     return int(value) if _within(spec, value) else None
 

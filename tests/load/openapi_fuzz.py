@@ -3,7 +3,8 @@
     python -m venv /tmp/schemathesis && /tmp/schemathesis/bin/pip install 'schemathesis>=4.32,<5'
     SCHEMATHESIS=/tmp/schemathesis/bin/schemathesis python tests/load/openapi_fuzz.py [--smoke]
 
-All checks of schemathesis, with the real application and a stand-in for the model: once open to all, once with a key.
+All checks of schemathesis, with the real application and a stand-in for the model: once open to all, once with a key,
+once with webhooks.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ def main() -> None:
     if program is None:
         sys.exit(__doc__)
     wrong = []
-    for key in (None,) if smoke else (None, KEY):
+    webhooks = {"TRELLIS2_WEBHOOK_SECRET": "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"}
+    kinds: dict[str, dict[str, str]] = {"open": {}, "with a key": {"TRELLIS2_API_KEYS": KEY}, "with webhooks": webhooks}
+    for kind in ("open",) if smoke else kinds:
         with tempfile.TemporaryDirectory() as folder:
-            keys = {"TRELLIS2_API_KEYS": key} if key else {}
+            keys, key = kinds[kind], kinds[kind].get("TRELLIS2_API_KEYS")
             with running(Path(folder) / "data", STUB, STUB_SECONDS="0", TRELLIS2_QUEUE="100000", **keys) as service:
                 start = time.monotonic()
                 result = fuzz(program, service.port, key, 3 if smoke else 100, Path(folder))
                 cases = re.search(r"([\d,]+) generated", result.stdout)
                 figures(
-                    service="with a key" if key else "open",
+                    service=kind,
                     requests=cases.group(1) if cases else "?",
                     seconds=round(time.monotonic() - start),
                     exit_status=result.returncode,

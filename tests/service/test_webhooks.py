@@ -500,7 +500,7 @@ def test_a_failed_and_a_cancelled_job_are_told(calling: TestClient, picture: byt
     [
         ({"webhook": "ftp://example.com/"}, "webhook='ftp://example.com/' must be an address such as"),
         ({"webhook": "http://a.example/", "webhook_events": "end"}, "webhook_events='end' must be start, completed,"),
-        ({"webhook_events": "start"}, "webhook_events='start' needs a webhook;"),
+        ({"webhook_events": "end"}, "webhook_events='end' must be start, completed,"),
     ],
 )
 def test_a_wrong_wish_is_refused(calling: TestClient, picture: bytes, fields: dict[str, str], sentence: str) -> None:

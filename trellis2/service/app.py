@@ -23,10 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trellis2.errors import InputError
 from trellis2.version import VERSION
 
-from .forms import FORM_BYTES
+from .forms import FORM_BYTES, webhook_schema
 from .jobs import QUEUED, RUNNING, JobStore
 from .page import add_page
-from .routes import Service, router
+from .routes import SUBMIT, Service, router
 from .runner import NO_ROOM, NO_ROOM_ERRORS, NO_STORE
 from .settings import Settings
 from .storage import Storage, StorageError, open_storage
@@ -85,8 +85,11 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["Location", "Retry-After"],
         )
     app.add_middleware(Guard, origins=settings.cors_origins)
+    document = app.openapi()
+    form = document["paths"][SUBMIT]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"]["webhook"] = webhook_schema(settings)
     if not settings.api_keys:
-        _without_keys(app.openapi())
+        _without_keys(document)
     return app
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trellis2.options import PIPELINE_TYPES
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's alone
 
 GB = 10**9
 GIB = 2**30
@@ -91,6 +94,12 @@ def resident_memory(root: Path = Path("/")) -> int:
         return _table(root / "proc/self/status")["VmRSS"] * 1024
     except (OSError, KeyError, ValueError):
         return 0
+
+
+def trim_memory() -> None:
+    """Give the system back what the C library holds free: it keeps the parts of large pictures for the next ones."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 def _container_memory(root: Path) -> int:

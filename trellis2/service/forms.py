@@ -11,9 +11,10 @@ from starlette.requests import Request
 
 from trellis2.errors import InputError
 from trellis2.image import MAX_BYTES
-from trellis2.options import GenerateOptions, OptionSpec, option_specs
+from trellis2.options import SEED_BITS, GenerateOptions, OptionSpec, option_specs
 
-from .webhooks import checked_events
+from .settings import Settings
+from .webhooks import URL_CHARACTERS, URL_PATH, checked_events
 
 # The service always gives the cut-out, as preview.png.
 SPECS = {spec.name: spec for spec in option_specs() if spec.documented and spec.name != "return_no_background"}
@@ -39,7 +40,8 @@ WEBHOOK_EVENTS = replace(
     WEBHOOK,
     name="webhook_events",
     default="completed",
-    description="When to call: completed (the job has ended, in whatever way), start, or both separated by a comma.",
+    description="When to call the webhook, if there is one: completed (the job has ended, in whatever way), start, or "
+    "both separated by a comma.",
 )
 AROUND = {spec.name: spec for spec in (WAIT, WEBHOOK, WEBHOOK_EVENTS)}
 """Fields that are about the request and not about what is made."""
@@ -73,9 +75,8 @@ async def read_form(request: Request) -> Wish:
             if name != "image":
                 texts[name] = _text(name, value, texts)
         webhook = texts.pop(WEBHOOK.name, "") or None
-        events = texts.pop(WEBHOOK_EVENTS.name, "")
-        if events and webhook is None:
-            raise InputError(f"webhook_events={events[:80]!r} needs a webhook; give its address.")
+        # Programs that send every field, such as the page at /docs, send the default of this one without a webhook.
+        events = checked_events(texts.pop(WEBHOOK_EVENTS.name, "") or WEBHOOK_EVENTS.default)
         wait = _parsed(WAIT, texts.pop(WAIT.name, ""))
         if not isinstance(wait, bool):
             raise InputError(f"wait={wait!r} must be true or false.")
@@ -92,7 +93,7 @@ async def read_form(request: Request) -> Wish:
         {name: getattr(options, name) for name in SPECS},
         wait,
         webhook,
-        checked_events(events or WEBHOOK_EVENTS.default) if webhook is not None else (),
+        events if webhook is not None else (),
     )
 
 
@@ -126,8 +127,20 @@ def form_schema() -> dict[str, Any]:
     """The form as OpenAPI describes it."""
     image = {"type": "string", "format": "binary", "description": "Picture of one object."}
     properties = {"image": image} | {spec.name: _schema(spec) for spec in (*SPECS.values(), *AROUND.values())}
+    properties[WEBHOOK_EVENTS.name]["pattern"] = "^( *(start|completed) *(, *(start|completed) *)*)?$"
     schema = {"type": "object", "required": ["image"], "properties": properties, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def webhook_schema(settings: Settings) -> dict[str, Any]:
+    """The field of the webhook, as a deployment takes it."""
+    if not settings.webhook_secrets:
+        text = "This service sends no webhooks, because TRELLIS2_WEBHOOK_SECRET is not set; leave this empty."
+        return {"type": "string", "enum": [""], "default": "", "description": text}
+    scheme, port = ("https?", "(:[0-9]+)?") if settings.webhook_private else ("https", "(:443|:80)?")
+    pattern = rf"^{scheme}://[A-Za-z0-9.-]+{port}{URL_PATH}$"
+    address = {"type": "string", "format": "uri", "pattern": pattern, "maxLength": URL_CHARACTERS}
+    return {"anyOf": [address, {"enum": [""]}], "default": "", "description": WEBHOOK.description}
 
 
 def _schema(spec: OptionSpec) -> dict[str, Any]:
@@ -136,5 +149,9 @@ def _schema(spec: OptionSpec) -> dict[str, Any]:
     if spec.kind is bool:
         del schema["type"]
         schema["anyOf"] = [{"type": "boolean"}, {"enum": [0, 1, "", *_TRUTHS]}]  # a form has only texts
-    limits = {"minimum": spec.ge, "maximum": spec.le, "enum": spec.choices and list(spec.choices)}
+    low, high = spec.ge, spec.le
+    if spec.kind is int and low is None and high is None:
+        high = 2**SEED_BITS - 1
+        low = -high
+    limits = {"minimum": low, "maximum": high, "enum": spec.choices and list(spec.choices)}
     return schema | {key: value for key, value in limits.items() if value is not None}

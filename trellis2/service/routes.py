@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 
 from trellis2.image import open_image
 
+from .capacity import trim_memory
 from .downloads import download
 from .estimate import seconds_left
 from .forms import Wish, form_schema, read_form
@@ -160,8 +161,11 @@ async def readyz(service: Running, response: Response) -> Readiness:
     return Readiness(ready=not missing, missing=missing)
 
 
+SUBMIT = "/api/v1/image-to-3d"
+
+
 @router.post(
-    "/api/v1/image-to-3d",
+    SUBMIT,
     response_model=JobView,
     responses={
         202: {"model": JobView, "description": "The job goes on by itself; Location names it."},
@@ -215,7 +219,7 @@ async def _accept(service: Service, owner: str, wish: Wish, idempotency_key: str
     """Store a job, so that it is never lost from here on. Raises InputError for a picture that cannot be used."""
     webhook = {"webhook": wish.webhook, "webhook_events": wish.webhook_events} if wish.webhook is not None else {}
     digest = hashlib.sha256(json.dumps(wish.options | webhook, sort_keys=True).encode())
-    await asyncio.get_running_loop().run_in_executor(service.decoders, open_image, wish.picture)
+    await asyncio.get_running_loop().run_in_executor(service.decoders, _check, wish.picture)
     await run_in_threadpool(digest.update, wish.picture)
     job_id = service.store.new_id()
     await run_in_threadpool(service.storage.keep_upload, job_id, wish.picture)
@@ -239,6 +243,14 @@ async def _accept(service: Service, owner: str, wish: Wish, idempotency_key: str
             await run_in_threadpool(service.storage.close, job_id)
     service.worker.wake()
     return job
+
+
+def _check(picture: bytes) -> None:
+    """Raises InputError for a picture that cannot be used."""
+    try:
+        open_image(picture)
+    finally:
+        trim_memory()
 
 
 async def _ended(service: Service, job: Job, request: Request, *, leave_cancels: bool) -> Any:

@@ -40,6 +40,9 @@ logger = logging.getLogger("trellis2.service")
 
 EVENTS = ("start", "completed")
 URL_CHARACTERS = 1000
+_REST = "([A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*"
+URL_PATH = f"([/?]{_REST})?(#{_REST})?"
+"""What may follow the host of an address, as a regular expression: RFC 3986's path, query and fragment."""
 MAX_ATTEMPTS = 8
 FIRST_DELAY = 5.0  # seconds before the second attempt; each later one waits four times as long as the one before
 LONGEST_DELAY = 6 * 3600.0
@@ -99,7 +102,9 @@ def checked_events(text: str) -> tuple[str, ...]:
 
 def _parts(url: str) -> SplitResult | None:
     # Plain ASCII without backslashes: what libraries read differently is not read at all.
-    if len(url) > URL_CHARACTERS or not re.fullmatch(r"[!-\[\]-~]+", url):
+    if len(url) > URL_CHARACTERS or not re.fullmatch(
+        rf"[a-z]+://[a-z0-9._~!$&'()*+,;=:@%\[\]-]*{URL_PATH}", url, re.IGNORECASE
+    ):
         return None
     try:
         parts = urlsplit(url)
