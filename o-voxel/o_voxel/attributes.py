@@ -152,9 +152,9 @@ def make_texture(image: Tensor, linear: bool = True, wrap: int = REPEAT) -> Text
     size = len(image)
     levels = [image]
     while linear and len(levels[-1]) > 1:
-        blocks = levels[-1].int()
-        blocks = blocks[::2, ::2] + blocks[1::2, ::2] + blocks[::2, 1::2] + blocks[1::2, 1::2]
-        levels.append((blocks // 4).byte())
+        rows = levels[-1].short()
+        rows = rows[::2] + rows[1::2]
+        levels.append((rows[:, ::2] + rows[:, 1::2] >> 2).byte())
     return Texture(torch.cat([level.reshape(-1, image.shape[2]) for level in levels]), size, linear, wrap)
 
 

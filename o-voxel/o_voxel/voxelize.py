@@ -212,7 +212,7 @@ def dual_grid_reference(
     for axis in range(3):
         for step in steps[axis]:  # no voxel twice in one step
             rows = torch.searchsorted(keys, grid.keys(grid.voxels(edges[axis]) + step))
-            sums.index_add_(0, rows, edge_sums[axis])
+            sums[rows] += edge_sums[axis]
             if not bool(step.any()):
                 intersected[rows, axis] = True
     if face_weight > 0:
@@ -525,7 +525,7 @@ def _add(sums: Tensor, rows: Tensor, terms: Tensor) -> None:
     """Add (M, C) terms to the first C columns of the given rows, in one order everywhere."""
     rows, order = torch.sort(rows, stable=True)
     rows, counts = torch.unique_consecutive(rows, return_counts=True)
-    sums[:, : terms.shape[1]].index_add_(0, rows, segment_sum(terms[order], counts))
+    sums[rows, : terms.shape[1]] += segment_sum(terms[order], counts)
 
 
 def _three(name: str, value: Any) -> Tensor:

@@ -27,6 +27,14 @@ constexpr double kOpaque = 0, kMask = 1;
 enum Wrap { kRepeat, kClamp, kMirror };
 enum Slot { kBaseColor, kMetallic, kRoughness, kEmissive, kAlpha, kNormal, kSlots };
 
+// The greatest whole number below; beyond the limit, texels cannot be told apart.
+std::int64_t whole(double place) {
+  const double limit = 1e15;
+  place = std::clamp(place, -limit, limit);
+  const auto at = static_cast<std::int64_t>(place);
+  return at - (static_cast<double>(at) > place ? 1 : 0);
+}
+
 class Texture {
  public:
   Texture(const std::uint8_t* texels, const std::int64_t* layout)
@@ -36,51 +44,15 @@ class Texture {
     }
   }
 
-  // footprint: how much of the side one sample covers, as its logarithm.
-  void sample(double u, double v, double log_footprint, double offset, double* out) const {
-    if (!linear_) {
-      const std::int64_t x = wrap(std::floor(u * side_), side_), y = wrap(std::floor((1 - v) * side_), side_);
-      for (std::int64_t c = 0; c < channels_; ++c) {
-        out[c] = texels_[(y * side_ + x) * channels_ + c] / 255.0;
-      }
-      return;
-    }
-    double level = log_footprint + last_ + offset;
-    level = std::isfinite(level) ? std::clamp(level, 0.0, static_cast<double>(last_)) : 0.0;
-    const int lower = static_cast<int>(level);
-    const double share = level - lower;
-    linear(u, v, lower, out);
-    if (share > 0) {
-      double upper[3];
-      linear(u, v, lower + 1, upper);
-      for (std::int64_t c = 0; c < channels_; ++c) {
-        out[c] = (1 - share) * out[c] + share * upper[c];
-      }
-    }
+  bool is_like(const Texture& other) const {
+    return side_ == other.side_ && linear_ == other.linear_ && wrap_ == other.wrap_;
   }
+
+  friend class Sampler;
 
  private:
-  void linear(double u, double v, int level, double* out) const {
-    const std::int64_t side = side_ >> level;
-    const std::uint8_t* texels = texels_ + (side_ * side_ - side * side) * 4 / 3 * channels_;
-    const double x = u * side - 0.5, y = (1 - v) * side - 0.5;
-    const double x0 = std::floor(x), y0 = std::floor(y);
-    const double right = x - x0, down = y - y0;
-    const std::int64_t left_column = wrap(x0, side), right_column = wrap(x0 + 1, side);
-    const std::int64_t top_row = wrap(y0, side) * side, bottom_row = wrap(y0 + 1, side) * side;
-    const std::uint8_t* a = texels + (top_row + left_column) * channels_;
-    const std::uint8_t* b = texels + (top_row + right_column) * channels_;
-    const std::uint8_t* c = texels + (bottom_row + left_column) * channels_;
-    const std::uint8_t* d = texels + (bottom_row + right_column) * channels_;
-    for (std::int64_t i = 0; i < channels_; ++i) {
-      const double top = (1 - right) * a[i] + right * b[i], bottom = (1 - right) * c[i] + right * d[i];
-      out[i] = ((1 - down) * top + down * bottom) / 255;
-    }
-  }
-
   std::int64_t wrap(double place, std::int64_t side) const {
-    const double limit = 1e15;  // beyond, texels cannot be told apart
-    const auto at = static_cast<std::int64_t>(std::clamp(place, -limit, limit));
+    const std::int64_t at = whole(place);
     if (wrap_ == kClamp) {
       return std::clamp<std::int64_t>(at, 0, side - 1);
     }
@@ -96,6 +68,74 @@ class Texture {
   int last_ = 0;
   bool linear_;
   std::int64_t wrap_;
+};
+
+// What the textures show at one point.  Those of one layout, mostly all, share the search for the texels.
+class Sampler {
+ public:
+  // log_footprint: of how much of a texture's side one sample covers.
+  Sampler(double u, double v, double log_footprint, double offset)
+      : u_(u), v_(v), level_(log_footprint + offset) {}
+
+  void operator()(const Texture& texture, double* out) {
+    if (like_ == nullptr || !like_->is_like(texture)) {
+      like_ = &texture;
+      seek(texture);
+    }
+    for (std::int64_t c = 0; c < texture.channels_; ++c) {
+      double value = finer_.mix(texture.texels_ + c, texture.channels_);
+      if (share_ > 0) {
+        value = (1 - share_) * value + share_ * coarser_.mix(texture.texels_ + c, texture.channels_);
+      }
+      out[c] = value / 255;
+    }
+  }
+
+ private:
+  // Four texels and how far the point is from the first of them, to the right and down.
+  struct Corners {
+    std::array<std::int64_t, 4> at{};
+    double right = 0, down = 0;
+
+    double mix(const std::uint8_t* texels, std::int64_t stride) const {
+      const double top = (1 - right) * texels[at[0] * stride] + right * texels[at[1] * stride];
+      const double bottom = (1 - right) * texels[at[2] * stride] + right * texels[at[3] * stride];
+      return (1 - down) * top + down * bottom;
+    }
+  };
+
+  void seek(const Texture& t) {
+    share_ = 0;
+    if (!t.linear_) {
+      finer_ = {};
+      finer_.at.fill(t.wrap((1 - v_) * t.side_, t.side_) * t.side_ + t.wrap(u_ * t.side_, t.side_));
+      return;
+    }
+    double level = level_ + t.last_;
+    level = std::isfinite(level) ? std::clamp(level, 0.0, static_cast<double>(t.last_)) : 0.0;
+    const int lower = static_cast<int>(level);
+    share_ = level - lower;
+    finer_ = corners(t, lower);
+    if (share_ > 0) {
+      coarser_ = corners(t, lower + 1);
+    }
+  }
+
+  Corners corners(const Texture& t, int level) const {
+    const std::int64_t side = t.side_ >> level;
+    const std::int64_t begin = (t.side_ * t.side_ - side * side) * 4 / 3;
+    const double x = u_ * side - 0.5, y = (1 - v_) * side - 0.5;
+    const auto x0 = static_cast<double>(whole(x)), y0 = static_cast<double>(whole(y));
+    const std::int64_t left = t.wrap(x0, side), right = t.wrap(x0 + 1, side);
+    const std::int64_t top = begin + t.wrap(y0, side) * side, bottom = begin + t.wrap(y0 + 1, side) * side;
+    return {{top + left, top + right, bottom + left, bottom + right},
+            std::clamp(x - x0, 0.0, 1.0),
+            std::clamp(y - y0, 0.0, 1.0)};
+  }
+
+  double u_, v_, level_, share_ = 0;
+  const Texture* like_ = nullptr;
+  Corners finer_, coarser_;
 };
 
 struct Material {
@@ -167,10 +207,11 @@ double evaluate(const Triangle& t, const Material& material, const Vec& centre, 
   for (int i = 0; i < 4; ++i) {
     color[i] = std::clamp(share[0] * t.colors[i] + share[1] * t.colors[4 + i] + share[2] * t.colors[8 + i], 0.0, 1.0);
   }
+  Sampler sampler(uv[0], uv[1], t.log_footprint, offset);
   const auto sample = [&](Slot slot, double* value, int channels) {
     std::fill(value, value + channels, 1.0);
     if (material.textures[slot]) {
-      material.textures[slot]->sample(uv[0], uv[1], t.log_footprint, offset, value);
+      sampler(*material.textures[slot], value);
     }
   };
   const double* f = material.factors;
@@ -225,10 +266,16 @@ std::vector<Part> attributes(const float* p, const float* n, const float* uv, co
   const auto of_slab = slabs.members(face_count, [&](std::int64_t i) { return bounds_x(p + 9 * i); });
 
   std::vector<Part> parts(slabs.count());
-  slabs.for_each(threads, [&](std::int64_t index) {
-    const Slab slab = slabs[index];
-    SlabTable table(grid, slab);
+  struct Space {
+    SlabTable table;
     std::vector<Mean> means;
+  };
+  slabs.for_each<Space>(threads, [&](std::int64_t index, Space& space) {
+    const Slab slab = slabs[index];
+    SlabTable& table = space.table;
+    std::vector<Mean>& means = space.means;
+    table.reset(slab);
+    means.clear();
     for (const std::int32_t i : of_slab[index]) {
       const std::int64_t f = i;
       const Triangle triangle(p + 9 * f, n + 9 * f, uv + 6 * f, color + 12 * f, largest_side);

@@ -122,8 +122,8 @@ void for_each_touched(const float* t, const VecF& normal, const VoxelGrid& grid,
   for (int i = 0; i < 3; ++i) {
     const float limit = static_cast<float>(grid.shape[i]);
     const float least = std::min({t[i], t[3 + i], t[6 + i]}), most = std::max({t[i], t[3 + i], t[6 + i]});
-    low[i] = static_cast<std::int64_t>(std::clamp(std::trunc(least / grid.size[i]), 0.0f, limit));
-    high[i] = static_cast<std::int64_t>(std::clamp(std::trunc(most / grid.size[i] + 1), 0.0f, limit));
+    low[i] = static_cast<std::int64_t>(std::clamp(least / grid.size[i], 0.0f, limit));
+    high[i] = static_cast<std::int64_t>(std::clamp(most / grid.size[i] + 1, 0.0f, limit));
   }
   low[0] = std::max(low[0], slab.begin);
   high[0] = std::min(high[0], slab.end);
@@ -142,8 +142,8 @@ void for_each_touched(const float* t, const VecF& normal, const VoxelGrid& grid,
       origin[v] = static_cast<float>(c[v]) * grid.size[v];
       const double at = t[axis] - nu * (c[u] * static_cast<double>(grid.size[u]) - t[u]) -
                         nv * (c[v] * static_cast<double>(grid.size[v]) - t[v]);
-      const double first = std::floor((at + below) / grid.size[axis]) - 1;
-      const double last = std::floor((at + above) / grid.size[axis]) + 2;
+      const double first = (at + below) / grid.size[axis] - 1;
+      const double last = (at + above) / grid.size[axis] + 2;
       const auto begin = static_cast<std::int64_t>(std::max(first, static_cast<double>(low[axis])));
       const auto end = static_cast<std::int64_t>(std::min(last, static_cast<double>(high[axis])));
       for (c[axis] = begin; c[axis] < end; ++c[axis]) {
@@ -312,10 +312,16 @@ std::vector<Part> dual_grid(const float* t, std::int64_t face_count, const float
   });
 
   std::vector<Part> parts(slabs.count());
-  slabs.for_each(threads, [&](std::int64_t index) {
-    const Slab slab = slabs[index];
-    SlabTable table(grid, slab);
+  struct Space {
+    SlabTable table;
     std::vector<Gathered> gathered;
+  };
+  slabs.for_each<Space>(threads, [&](std::int64_t index, Space& space) {
+    const Slab slab = slabs[index];
+    SlabTable& table = space.table;
+    std::vector<Gathered>& gathered = space.gathered;
+    table.reset(slab);
+    gathered.clear();
     for (const std::int32_t i : of_slab[index]) {
       const float* triangle = t + 9 * static_cast<std::int64_t>(i);
       const Terms plane = plane_terms(unit_normal(triangle), triangle);

@@ -31,8 +31,7 @@ struct VoxelGrid {
   double far_side(std::int64_t cell, int axis) const { return static_cast<float>(cell + 1) * size[axis]; }
 
   std::int64_t cell(double position, int axis) const {
-    const double at = std::trunc(position / size[axis]);
-    return static_cast<std::int64_t>(std::clamp(at, 0.0, static_cast<double>(shape[axis] - 1)));
+    return static_cast<std::int64_t>(std::clamp(position / size[axis], 0.0, static_cast<double>(shape[axis] - 1)));
   }
 };
 
@@ -42,51 +41,51 @@ struct Slab {
   bool holds(std::int64_t x) const { return x >= begin && x < end; }
 };
 
-// Rows of a slab's voxels by their place in it: open addressing, half empty.
+// Rows of a slab's voxels by their place in it: open addressing, half empty.  Voxels of a block of 2^3 lie in one line
+// of the cache, and what is asked for one after the other mostly lies in one block.
 class SlabTable {
  public:
-  SlabTable(const VoxelGrid& grid, Slab slab) : grid_(grid), slab_(slab), keys_(1024, kFree), rows_(1024) {}
-
-  std::int64_t key(const Cell& c) const {
-    return ((c[0] - slab_.begin) * grid_.shape[1] + c[1]) * grid_.shape[2] + c[2];
+  // Forget everything and take another slab; the memory stays.
+  void reset(Slab slab) {
+    slab_ = slab;
+    voxels_.clear();
+    std::fill(entries_.begin(), entries_.end(), Entry{});
   }
 
   Cell cell(std::int64_t key) const {
-    const std::int64_t z = key % grid_.shape[2], xy = key / grid_.shape[2];
-    return {xy / grid_.shape[1] + slab_.begin, xy % grid_.shape[1], z};
+    return {(key >> 2 * kBits) + slab_.begin, key >> kBits & kMask, key & kMask};
   }
 
   // The row of a voxel, a new one if it has none.
   std::int64_t insert(const Cell& voxel) {
     const std::int64_t wanted = key(voxel);
-    std::size_t place = find_place(wanted);
-    if (keys_[place] == wanted) {
-      return rows_[place];
+    Entry* place = find_place(wanted);
+    if (place->key == wanted) {
+      return place->row;
     }
-    if (2 * (voxels_.size() + 1) > keys_.size()) {
+    if (2 * (voxels_.size() + 1) > entries_.size()) {
       grow();
       place = find_place(wanted);
     }
-    keys_[place] = wanted;
-    rows_[place] = static_cast<std::int32_t>(voxels_.size());
+    *place = {wanted, static_cast<std::int64_t>(voxels_.size())};
     voxels_.push_back(wanted);
-    return rows_[place];
+    return place->row;
   }
 
   // The row of a voxel, or -1.
   std::int64_t find(const Cell& voxel) const {
     const std::int64_t wanted = key(voxel);
-    const std::size_t place = find_place(wanted);
-    return keys_[place] == wanted ? rows_[place] : -1;
+    const Entry* place = find_place(wanted);
+    return place->key == wanted ? place->row : -1;
   }
 
   std::int64_t size() const { return static_cast<std::int64_t>(voxels_.size()); }
 
   // (voxel's key, row) in the order of the keys.
-  std::vector<std::pair<std::int64_t, std::int32_t>> sorted() const {
-    std::vector<std::pair<std::int64_t, std::int32_t>> order(voxels_.size());
+  std::vector<std::pair<std::int64_t, std::int64_t>> sorted() const {
+    std::vector<std::pair<std::int64_t, std::int64_t>> order(voxels_.size());
     for (std::size_t row = 0; row < voxels_.size(); ++row) {
-      order[row] = {voxels_[row], static_cast<std::int32_t>(row)};
+      order[row] = {voxels_[row], static_cast<std::int64_t>(row)};
     }
     std::sort(order.begin(), order.end());
     return order;
@@ -94,31 +93,38 @@ class SlabTable {
 
  private:
   static constexpr std::int64_t kFree = -1;
+  static constexpr int kBits = 21;  // grids have at most 2^20 voxels along an axis
+  static constexpr std::int64_t kMask = (std::int64_t{1} << kBits) - 1;
+  static constexpr std::int64_t kInBlock = std::int64_t{1} << 2 * kBits | std::int64_t{1} << kBits | 1;
 
-  std::size_t find_place(std::int64_t wanted) const {
-    const std::size_t mask = keys_.size() - 1;
-    std::uint64_t hash = static_cast<std::uint64_t>(wanted) * 0x9fb21c651e98df25ull;
-    std::size_t place = (hash ^ (hash >> 32)) & mask;
-    while (keys_[place] != kFree && keys_[place] != wanted) {
+  struct Entry {
+    std::int64_t key = kFree, row = 0;
+  };
+
+  std::int64_t key(const Cell& c) const { return (c[0] - slab_.begin) << 2 * kBits | c[1] << kBits | c[2]; }
+
+  Entry* find_place(std::int64_t wanted) { return const_cast<Entry*>(std::as_const(*this).find_place(wanted)); }
+
+  const Entry* find_place(std::int64_t wanted) const {
+    const std::size_t mask = entries_.size() - 1;
+    const std::uint64_t hash = static_cast<std::uint64_t>(wanted & ~kInBlock) * 0x9fb21c651e98df25ull;
+    const std::int64_t within = (wanted >> (2 * kBits - 2) & 4) | (wanted >> (kBits - 1) & 2) | (wanted & 1);
+    std::size_t place = ((hash ^ (hash >> 32)) << 3 | static_cast<std::size_t>(within)) & mask;
+    while (entries_[place].key != kFree && entries_[place].key != wanted) {
       place = (place + 1) & mask;
     }
-    return place;
+    return &entries_[place];
   }
 
   void grow() {
-    keys_.assign(2 * keys_.size(), kFree);
-    rows_.resize(keys_.size());
+    entries_.assign(2 * entries_.size(), Entry{});
     for (std::size_t row = 0; row < voxels_.size(); ++row) {
-      const std::size_t place = find_place(voxels_[row]);
-      keys_[place] = voxels_[row];
-      rows_[place] = static_cast<std::int32_t>(row);
+      *find_place(voxels_[row]) = {voxels_[row], static_cast<std::int64_t>(row)};
     }
   }
 
-  const VoxelGrid& grid_;
-  Slab slab_;
-  std::vector<std::int64_t> keys_;
-  std::vector<std::int32_t> rows_;
+  Slab slab_{0, 0};
+  std::vector<Entry> entries_ = std::vector<Entry>(1024);
   std::vector<std::int64_t> voxels_;
 };
 
@@ -154,16 +160,18 @@ class Slabs {
     return result;
   }
 
-  // Calls work(i) for every slab, from as many threads.  The first error ends the work and is thrown here.
-  template <typename Work>
+  // Calls work(i, space) for every slab, from as many threads, each with a space of its own that keeps its memory.
+  // The first error ends the work and is thrown here.
+  template <typename Space, typename Work>
   void for_each(std::int64_t threads, Work work) const {
     std::atomic<std::int64_t> next{0};
     std::exception_ptr error;
     std::mutex lock;
     const auto run = [&] {
       try {
+        Space space;
         for (std::int64_t i = next++; i < count_; i = next++) {
-          work(i);
+          work(i, space);
         }
       } catch (...) {
         const std::lock_guard<std::mutex> guard(lock);
@@ -258,8 +266,8 @@ void for_each_crossing(const float* triangle, const VoxelGrid& grid, Slab slab, 
       for (; column < last_column; ++column) {
         const double x = grid.far_side(column, u);
         const double z = mix(x0, x1, x, z0, z1);
-        const double depth = std::trunc(z / grid.size[axis]);
-        if (!(depth >= 0 && depth < static_cast<double>(grid.shape[axis]))) {
+        const double depth = z / grid.size[axis];
+        if (!(depth > -1 && depth < static_cast<double>(grid.shape[axis]))) {
           continue;
         }
         Cell voxel;
