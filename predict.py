@@ -52,6 +52,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         self.video = video_settings()
         self.outputs = pathlib.Path(tempfile.mkdtemp(prefix="trellis2-"))
         self.pipeline = Pipeline.from_pretrained()
+        self.pipeline.load_matting()  # so that no prediction has to wait for it, or for a network
 
     def predict(
         self,

@@ -237,8 +237,15 @@ def test_matting_network_is_loaded_when_a_picture_needs_it(
         assert alpha.std() > 0
     assert pipeline.generate(opaque, options(preprocess_image=False)).cutout is None
     by_colour = Pipeline.from_pretrained(checkpoint_folder, device="cpu", matting="none")
+    by_colour.load_matting()
     assert by_colour.generate(opaque, options()).cutout is not None
     assert by_colour._matting is None
+    early = Pipeline.from_pretrained(checkpoint_folder, device="cpu")
+    early.load_matting()
+    loaded = early._matting
+    assert loaded is not None
+    early.generate(opaque, options())
+    assert early._matting is loaded
 
 
 def tiny_matting() -> BiRefNet:

@@ -363,6 +363,18 @@ def test_a_broken_checkpoint_fails_setup_with_its_sentence(tmp_path: Path) -> No
         assert (status, answer["status"]) == (503, "failed")
 
 
+def test_what_removes_backgrounds_is_loaded_before_the_first_prediction(
+    tmp_path: Path, checkpoint_folder: Path
+) -> None:
+    (tmp_path / "network").mkdir()
+    environment = {"TRELLIS2_MODEL": str(checkpoint_folder), "TRELLIS2_MATTING": str(tmp_path / "network")}
+    with cog_server(tmp_path, environment) as server:
+        health = server.wait_while("STARTING")
+    assert health["status"] == "SETUP_FAILED"
+    missing = tmp_path / "network" / "model.safetensors"
+    assert f"CheckpointError: {missing} is missing; the checkpoint is incomplete" in health["setup"]["logs"]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [

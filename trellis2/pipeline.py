@@ -320,14 +320,23 @@ class Pipeline:
             asset = self.decode(shape, texture, resolution, progress.stage("decode"))
         return Generation(asset, prepared.cutout, seed, timings, prepared.warnings)
 
-    def _matte(self, image: Image.Image) -> Image.Image:
-        """What is the object in an RGB picture, mode L."""
-        assert self._matting_source is not None
-        if self._matting is None:
+    def load_matting(self) -> None:
+        """Load the network that removes backgrounds, if there is one, now and not with the first picture.
+
+        Raises CheckpointError and CapacityError.
+        """
+        if self._matting_source is not None and self._matting is None:
             dtype = torch.float32 if self.device.type == "cpu" else torch.float16
             with torch.inference_mode(False):  # weights are to outlive this call
-                self._matting = load_matting(self._matting_source, checkpoint=self.checkpoint.source, dtype=dtype)
-                self.residency.settle(self._matting)
+                network = load_matting(self._matting_source, checkpoint=self.checkpoint.source, dtype=dtype)
+                with memory_given_back(_TOO_LARGE):
+                    self.residency.settle(network)
+            self._matting = network
+
+    def _matte(self, image: Image.Image) -> Image.Image:
+        """What is the object in an RGB picture, mode L."""
+        self.load_matting()
+        assert self._matting is not None
         with self.residency.resident(self._matting):
             return self._matting.matte(image)
 
