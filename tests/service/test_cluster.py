@@ -15,18 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 from redis_server import RedisServer, redis_server
-from service_client import LONG, PICTURE, QUICK, ROOT, started
+from service_client import LONG, PICTURE, QUICK, ROOT, StartService, job_after, started, submit
 
 from client_examples import JobFailed, TRELLIS2Client, TRELLIS2Error
 from trellis2.errors import CapacityError, InputError
 from trellis2.export import read_glb
 from trellis2.service.broker import ENDED, EVENTS, Lease, connected, key
+from trellis2.service.jobs import JobStore
 from trellis2.service.remote_worker import take_gpu
 from trellis2.service.settings import Settings
-from trellis2.service.storage import FILES, ObjectStore, StorageError, open_storage
+from trellis2.service.storage import FILES, Folder, ObjectStore, StorageError, open_storage
 
 JOB = "6f0e1fd0-22a8-4f8c-9d3c-0a5f9a3f0f11"
 
@@ -229,6 +231,102 @@ def test_a_store_that_fails_says_so_without_a_name(store: ObjectStore, monkeypat
     monkeypatch.setattr(store._fs, "pipe_file", fail)
     with pytest.raises(StorageError, match=r"^the bucket is gone$"):
         store.keep_upload(JOB, b"picture")
+
+
+# The service
+
+
+def test_what_workers_did_while_the_service_was_away_counts(
+    server: RedisServer, redis: Redis, start_service: StartService, tmp_path: Path
+) -> None:
+    """As after a kill: the store says that two jobs wait, yet one of them has ended, and the other one runs."""
+    store, storage = JobStore(tmp_path / "jobs.sqlite3"), Folder(tmp_path)
+    ids = [store.new_id() for _ in range(2)]
+    for job_id in ids:
+        storage.keep_upload(job_id, b"picture")
+        store.submit(job_id, "", {"pipeline_type": "512"}, "f", idempotency_key=None, queue_limit=9)
+        store.dispatched(job_id, 1)
+        redis.set(key("attempt", job_id), 1)
+    store.close()
+    done, running = (Lease(redis, "worker", job_id, 1, 60) for job_id in ids)
+    assert done.claim()
+    assert running.claim()
+    folders = [storage.work(job_id) for job_id in ids]
+    (folders[0] / "preview.png").write_bytes(b"PNG")
+    storage.publish(ids[0], folders[0])
+    outcome = {"status": "completed", "seed": 1, "timings": {}, "warnings": [], "files": ["preview.png"], "bytes": 3}
+    assert done.report(ENDED, outcome=outcome)
+    with start_service(tmp_path, loaded=False, redis=server.url) as client:
+        job = job_after(client, ids[0], "completed")
+        assert client.get(job["preview_image_url"]).content == b"PNG"
+        assert job_after(client, ids[1], "running")["interruptions"] == 0
+        assert folders[1].exists()
+        assert running.renew('{"stage": "shape", "step": 3, "steps": 12, "progress": 0.5}') == "held"
+        while (seen := client.get(f"/api/v1/jobs/{ids[1]}").json())["step"] is None:
+            time.sleep(0.01)
+        assert (seen["stage"], seen["step"], seen["progress"]) == ("shape", 3, 0.5)
+        client.post(f"/api/v1/jobs/{ids[1]}/cancel")
+        while running.renew("") != "cancel":
+            time.sleep(0.01)
+        assert running.report(ENDED, outcome={"status": "cancelled"})
+        job_after(client, ids[1], "cancelled")
+        assert not folders[1].exists()
+        assert redis.llen(EVENTS) == 0
+
+
+def test_a_silent_worker_costs_an_interruption_and_the_third_one_the_job(
+    server: RedisServer, redis: Redis, start_service: StartService, tmp_path: Path, picture: bytes
+) -> None:
+    with start_service(tmp_path, loaded=False, redis=server.url, lease_seconds=1.0) as client:
+        assert client.get("/readyz").json() == {
+            "ready": False,
+            "missing": ["No worker is there; jobs wait until one is."],
+        }
+        job_id = submit(client, picture, wait="false").json()["job_id"]
+        for attempt in (1, 2, 3):
+            lease = Lease(redis, "worker", job_id, attempt, 0.05)
+            while not lease.claim():
+                time.sleep(0.01)
+        failed = job_after(client, job_id, "failed")
+        assert failed["error"] == (
+            "The service was interrupted 3 times in the middle of this job; it is not tried again."
+        )
+        assert uploads(client) == []
+        assert lease.renew("") == "lost"
+
+
+def test_memory_of_the_workers(
+    server: RedisServer, redis: Redis, start_service: StartService, tmp_path: Path, picture: bytes
+) -> None:
+    with start_service(tmp_path, loaded=False, redis=server.url) as client:
+        for name, gigabytes in (("large", 80), ("small", 9)):
+            memory = {"available": gigabytes * 10**9, "gpu": True}
+            redis.set(f"trellis2:worker:{name}", json.dumps({"memory": memory}))
+        while "trellis2_workers 2\n" not in client.get("/metrics").text:
+            time.sleep(0.01)
+        assert client.get("/health").json()["model_loaded"]
+        answer = submit(client, picture, pipeline_type="1536_cascade", wait="false")
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == (
+            "pipeline_type='1536_cascade' needs 16.0 GB of GPU memory, and there are 9.0; "
+            "choose pipeline_type='1024_cascade'."
+        )
+
+
+def test_a_redis_that_is_not_there_is_named_and_waited_for(
+    start_service: StartService, tmp_path: Path, picture: bytes
+) -> None:
+    with start_service(tmp_path, loaded=False, redis="redis://127.0.0.1:9/0") as client:
+        assert client.get("/readyz").json()["missing"] == ["Redis is not reached; jobs wait until it is."]
+        assert client.get("/livez").status_code == 200
+        job = submit(client, picture, wait="false").json()
+        assert job["status"] == "queued"
+        assert client.post(f"/api/v1/jobs/{job['job_id']}/cancel").json()["status"] == "cancelled"
+
+
+def uploads(client: TestClient) -> list[Path]:
+    storage: Folder = client.app.state.service.storage  # type: ignore[attr-defined]
+    return list(storage.uploads.iterdir())
 
 
 # The whole

@@ -109,6 +109,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     bell = Bell(asyncio.get_running_loop())
     worker = _workforce(settings, store, storage, bell)
     waiting, running = ({job.id for job in store.with_status(status)} for status in (QUEUED, RUNNING))
+    if settings.redis is not None:  # a worker may have begun, and even ended, what waited when we were last here
+        waiting, running = set(), waiting | running
     storage.remove_strays(waiting, running, store.with_files())
     for job in store.unmeasured():
         store.measured(job.id, storage.size(job.id))

@@ -137,7 +137,7 @@ async def health(service: Running, response: Response) -> Health:
         return Health(status="healthy", message="Model loaded and ready", model_loaded=True)
     response.status_code = 503
     return Health(
-        status="loading" if service.worker.problem is None else "unhealthy",
+        status="loading" if service.worker.loading else "unhealthy",
         message=missing,
         model_loaded=service.worker.loaded,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -82,6 +83,8 @@ class Runner:
     def load(self) -> bool:
         """Load the model; whether it went well."""
         start = time.perf_counter()
+        # Read when torch is imported: threads that spin while they wait starve those that work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             # Imported here, because torch takes seconds and the service should answer at once.
             from trellis2.pipeline import Pipeline

@@ -118,6 +118,11 @@ class Workforce:
         raise NotImplementedError
 
     @property
+    def loading(self) -> bool:
+        """Whether the model is about to be there."""
+        return False
+
+    @property
     def missing(self) -> str | None:
         """What has to come before jobs are run, in a sentence."""
         raise NotImplementedError
@@ -195,8 +200,12 @@ class Worker(Workforce):
         return self._runner.loaded
 
     @property
+    def loading(self) -> bool:
+        return not self.loaded and self.problem is None
+
+    @property
     def missing(self) -> str | None:
-        return self.problem or (None if self.loaded else "The model is being loaded.")
+        return "The model is being loaded." if self.loading else self.problem
 
     def refusal(self, pipeline_type: str) -> str | None:
         memory = self._runner.memory()
