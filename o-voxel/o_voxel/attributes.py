@@ -128,7 +128,7 @@ def blender_dump_to_volumetric_attr(
     timing: bool = False,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same for a scene dumped from Blender (o_voxel.convert.blender_dump_to_volumetric_attr of TRELLIS.2).
+    """Turn a scene dumped from Blender into voxel attributes (o_voxel.convert.blender_dump_to_volumetric_attr).
 
     dump["objects"]: dicts of arrays vertices (V, 3), faces (F, 3), normals (F, 3, 3), uvs (F, 3, 2) or None, mat_ids
     (F,). dump["materials"]: dicts of baseColorFactor, metallicFactor, roughnessFactor, alphaFactor, alphaMode

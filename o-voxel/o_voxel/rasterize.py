@@ -31,6 +31,31 @@ class Fields(dict[str, Any]):
         self[name] = value
 
 
+def intrinsics_to_projection(intrinsics: Tensor, near: float, far: float) -> Tensor:
+    """The projection (4, 4) of a camera that looks along +z, in the dtype and on the device of ``intrinsics``.
+
+    intrinsics: (3, 3) float in units of the picture's side. near, far: depths that become 0 and 1.  Points (x, y, z, 1)
+    in the camera's frame go to homogeneous ones whose x and y are -1 and 1 at the picture's borders, if the camera's
+    middle is the picture's.  Raises ValueError.
+    """
+    if intrinsics.shape != (3, 3) or not intrinsics.is_floating_point():
+        raise ValueError(
+            f"intrinsics must be floats of shape (3, 3), not {intrinsics.dtype} {tuple(intrinsics.shape)}."
+        )
+    if not 0 < near < far < float("inf"):
+        raise ValueError(f"near={near!r} and far={far!r} must be positive, far the greater.")
+    (fx, _, cx), (_, fy, cy), _ = intrinsics
+    none, one = torch.zeros_like(fx), torch.ones_like(fx)
+    slope = one * (far / (far - near))
+    rows = (
+        (2 * fx, none, 2 * cx - 1, none),
+        (none, 2 * fy, 1 - 2 * cy, none),
+        (none, none, slope, -near * slope),
+        (none, none, one, none),
+    )
+    return torch.stack([torch.stack(row) for row in rows])
+
+
 class VoxelRenderer:
     """Renders voxels as cubes (o_voxel.rasterize.VoxelRenderer of TRELLIS.2).
 

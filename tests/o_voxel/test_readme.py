@@ -56,10 +56,14 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert (abs(texture[..., :3].astype(int) - ORANGE) <= 1).all()
 
 
-def test_the_table_names_every_public_function() -> None:
+def named_in_the_table() -> set[str]:
     section = README[README.index("## All public functions") :]
     rows = re.findall(r"^\| (`.*?) \|", section[: section.index("\n## ")], re.MULTILINE)
-    named = set(re.findall(r"`(\w+\.\w+)`", " ".join(rows)))
+    return set(re.findall(r"`(\w+\.\w+)`", " ".join(rows)))
+
+
+def test_the_table_names_every_public_function() -> None:
+    named = named_in_the_table()
     for name in named:
         module, function = name.split(".")
         assert callable(getattr(importlib.import_module(f"o_voxel.{module}"), function))
@@ -67,6 +71,16 @@ def test_the_table_names_every_public_function() -> None:
         there = importlib.import_module(f"o_voxel.{module}").__all__
         assert {f"{module}.{function}" for function in there} <= named
     assert {"serialize.encode_seq", "serialize.decode_seq", "rasterize.VoxelRenderer", "postprocess.to_glb"} <= named
+
+
+def test_the_reference_is_up_to_date_and_whole(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "document_o_voxel"
+    subprocess.run([sys.executable, script, tmp_path / "page.md"], check=True, capture_output=True)
+    page = (tmp_path / "page.md").read_text()
+    kept = (Path(__file__).parents[2] / "docs" / "o-voxel.md").read_text()
+    assert kept == page, "a docstring or signature has changed; run scripts/document_o_voxel"
+    for name in named_in_the_table():
+        assert f"### o_voxel.{name}\n" in page
 
 
 @pytest.mark.parametrize("name", re.findall(r"`(\w+\.py)`", README[: README.index("Every op")]))
