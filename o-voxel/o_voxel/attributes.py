@@ -10,7 +10,6 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,11 @@ def textured_mesh_to_volumetric_attr(
     start = time.perf_counter()
     place = _place(device)
     if isinstance(mesh, (str, Path)):
-        mesh = trimesh.load(mesh)
+        path = mesh
+        try:
+            mesh = trimesh.load(path)
+        except Exception as error:  # readers fail in many ways, and all of them are the file's fault
+            raise ValueError(f"mesh {str(path)!r} cannot be read: {error}") from error
     parts = mesh.dump() if isinstance(mesh, trimesh.Scene) else [mesh]
     if not parts or not all(isinstance(part, trimesh.Trimesh) and len(part.faces) for part in parts):
         raise ValueError("mesh must be triangles, a scene of them, or the path of a file with nothing else.")
@@ -272,7 +275,7 @@ def _voxelise(
     attributes = dict(zip(WIDTHS, values.split(list(WIDTHS.values()), dim=1), strict=True))
     if start is not None:
         if coords.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(coords.device)
         sys.stdout.write(f"voxel attributes took {time.perf_counter() - start:.3f} s\n")
     return coords, {name: value.contiguous() for name, value in attributes.items()}
 
@@ -399,10 +402,10 @@ def _total(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _trimesh_surface(part: Any, index: int, device: torch.device) -> Surface:
-    def on_device(values: Any) -> Tensor:
-        return torch.tensor(np.asarray(values)).to(device)
+    def on_device(values: Any, dtype: Any = np.float32) -> Tensor:
+        return torch.from_numpy(np.array(values, dtype=dtype)).to(device)
 
-    faces = on_device(part.faces)
+    faces = on_device(part.faces, np.int64)
     check_faces(faces, len(part.vertices))
     uv = getattr(part.visual, "uv", None)
     colors = part.vertex_attributes.get("color")
@@ -416,12 +419,12 @@ def _trimesh_surface(part: Any, index: int, device: torch.device) -> Surface:
     corner_colors = torch.ones((len(faces), 3, 4), device=device)
     if colors is not None:
         scale = np.iinfo(colors.dtype).max if np.issubdtype(colors.dtype, np.integer) else 1
-        each = on_device(np.asarray(colors, dtype=np.float64) / scale).float()
+        each = on_device(np.asarray(colors, dtype=np.float64) / scale)
         corner_colors[:, :, : each.shape[-1]] = each if each.ndim == 3 else each[faces]
     return Surface(
-        on_device(part.vertices).float()[faces],
-        on_device(part.vertex_normals).float()[faces],
-        torch.zeros((len(faces), 3, 2), device=device) if uv is None else on_device(uv).float()[faces],
+        on_device(part.vertices)[faces],
+        on_device(part.vertex_normals)[faces],
+        torch.zeros((len(faces), 3, 2), device=device) if uv is None else on_device(uv)[faces],
         corner_colors,
         torch.full((len(faces),), index, device=device),
     )
@@ -435,12 +438,13 @@ def _trimesh_material(part: Any, device: torch.device) -> Material:
         material = material.to_pbr()
     images: dict[int, Tensor] = {}
 
-    def texture(image: Any, channels: Iterable[int]) -> Texture | None:
+    def texture(image: Any, channels: slice) -> Texture | None:
         if image is None:
             return None
         if id(image) not in images:
-            images[id(image)] = _pixels(image, "RGBA").to(device)
-        return make_texture(images[id(image)][:, :, list(channels)])
+            pixels = _pixels(image, "RGB" if image.mode == "RGB" else "RGBA").to(device)
+            images[id(image)] = pixels if pixels.shape[2] == 4 else torch.nn.functional.pad(pixels, (0, 1), value=255)
+        return make_texture(images[id(image)][:, :, channels])
 
     factor = material.baseColorFactor
     factor = np.ones(4) if factor is None else np.append(np.asarray(factor, dtype=np.float64), 255)[:4] / 255
@@ -454,12 +458,12 @@ def _trimesh_material(part: Any, device: torch.device) -> Material:
         alpha=alpha,
         alpha_mode=mode,
         alpha_cutoff=_number(material.alphaCutoff, 0.5),
-        base_color_texture=texture(material.baseColorTexture, (0, 1, 2)),
-        metallic_texture=texture(material.metallicRoughnessTexture, (2,)),
-        roughness_texture=texture(material.metallicRoughnessTexture, (1,)),
-        emissive_texture=texture(material.emissiveTexture, (0, 1, 2)),
-        alpha_texture=None if mode == OPAQUE else texture(material.baseColorTexture, (3,)),
-        normal_texture=texture(material.normalTexture, (0, 1, 2)),
+        base_color_texture=texture(material.baseColorTexture, slice(0, 3)),
+        metallic_texture=texture(material.metallicRoughnessTexture, slice(2, 3)),
+        roughness_texture=texture(material.metallicRoughnessTexture, slice(1, 2)),
+        emissive_texture=texture(material.emissiveTexture, slice(0, 3)),
+        alpha_texture=None if mode == OPAQUE else texture(material.baseColorTexture, slice(3, 4)),
+        normal_texture=texture(material.normalTexture, slice(0, 3)),
     )
 
 

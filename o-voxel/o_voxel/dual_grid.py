@@ -14,6 +14,7 @@ from torch import Tensor
 from .launch import Int64s, Ints, func, kernel, launch, shared, wp
 from .lookup import first_not_below
 
+_MOST = 1 << 20  # voxels along an axis: three of them fit one int64 key
 _SPLIT_02 = (0, 1, 2, 0, 2, 3)
 _SPLIT_13 = (0, 1, 3, 3, 1, 2)
 _SPLIT_CENTRE = (0, 1, 4, 1, 2, 4, 2, 3, 4, 3, 0, 4)
@@ -59,6 +60,8 @@ def flexible_dual_grid_to_mesh(
     box = torch.as_tensor(aabb, dtype=torch.float32, device=device)
     if box.shape != (2, 3):
         raise ValueError(f"aabb must have shape (2, 3), not {tuple(box.shape)}.")
+    if not bool((box.isfinite() & (box[1] > box[0])).all()):
+        raise ValueError("aabb must be two finite corners, the second greater along every axis.")
     size = _voxel_size(box, voxel_size, grid_size)
     _check_coords(coords, grid_size if voxel_size is None else None)
 
@@ -173,21 +176,21 @@ def _voxel_size(box: Tensor, voxel_size: Any, grid_size: Any) -> Tensor:
         raise ValueError("voxel_size or grid_size must be given.")
     name, value = ("grid_size", grid_size) if voxel_size is None else ("voxel_size", voxel_size)
     sizes = torch.as_tensor(value, dtype=torch.float32, device=box.device)
-    if sizes.ndim > 1 or sizes.numel() not in (1, 3) or not bool((sizes > 0).all()):
+    if sizes.ndim > 1 or sizes.numel() not in (1, 3) or not bool(((sizes > 0) & sizes.isfinite()).all()):
         raise ValueError(f"{name}={value!r} must be one or three positive numbers.")
     sizes = sizes.expand(3)
     return (box[1] - box[0]) / sizes if voxel_size is None else sizes
 
 
 def _check_coords(coords: Tensor, grid_size: Any) -> None:
-    """Raise ValueError unless they are integers from 0 to the grid's size, where that is given."""
+    """Raise ValueError unless they are integers from 0 up, within the grid where its size is given."""
     if coords.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"coords must be int32 or int64, not {coords.dtype}.")
     if not len(coords):
         return
     least, greatest = (extreme.tolist() for extreme in coords.aminmax(dim=0))
-    if min(least) < 0:
-        raise ValueError(f"coords must not be negative, but hold {min(least)}.")
+    if min(least) < 0 or max(greatest) >= _MOST:
+        raise ValueError(f"coords must be from 0 to {_MOST - 1}, but reach from {min(least)} to {max(greatest)}.")
     if grid_size is not None:
         limits = torch.as_tensor(grid_size).expand(3).tolist()
         if any(value >= limit for value, limit in zip(greatest, limits, strict=True)):

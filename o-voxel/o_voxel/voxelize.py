@@ -106,6 +106,8 @@ def mesh_to_flexible_dual_grid(
     else:
         result = dual_grid_compiled(native, corners, faces, grid, *weights)
     if timing:
+        if corners.is_cuda:
+            torch.cuda.synchronize(corners.device)
         sys.stdout.write(f"mesh_to_flexible_dual_grid took {time.perf_counter() - start:.3f} s\n")
     return result
 

@@ -227,11 +227,21 @@ def test_settings_and_time_are_written(capsys: pytest.CaptureFixture[str]) -> No
     assert seconds.startswith("voxel attributes took 0.")
 
 
+@pytest.mark.parametrize("content", [b"", b"glTF" + bytes(20), b"glTF\2\0\0\0\x30\0\0\0\x10\0\0\0JSON{"])
+def test_files_that_cannot_be_read_are_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "mesh.glb"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mesh '.*mesh\.glb' cannot be read: "):
+        textured_mesh_to_volumetric_attr(file, grid_size=8)
+
+
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="mesh must be triangles"):
         textured_mesh_to_volumetric_attr(trimesh.Scene(), grid_size=8)
     with pytest.raises(ValueError, match="mesh must be triangles"):
         textured_mesh_to_volumetric_attr(trimesh.PointCloud(VERTICES), grid_size=8)
+    with pytest.raises(ValueError, match=r"mesh '/no/such\.glb' cannot be read: "):
+        textured_mesh_to_volumetric_attr("/no/such.glb", grid_size=8)
     with pytest.raises(ValueError, match="voxel_size or grid_size"):
         textured_mesh_to_volumetric_attr(sheet())
     bad = sheet()
