@@ -1,0 +1,349 @@
+"""Objects as the networks see them: O-Voxels on a pyramid of grids, and conditioning pictures.
+
+``build`` makes a sample from a family and a seed: mesh -> flexible dual grid and material of each voxel by o_voxel,
+pictures by trellis2.render.  Everything follows from the seed; on a GPU the same steps run there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from o_voxel.closest import Surface
+from o_voxel.voxelize import mesh_to_flexible_dual_grid
+from PIL import Image
+from torch import Tensor
+
+from trellis2.environment import Environment, environment, prefilter
+from trellis2.image import prepare
+from trellis2.mesh import Asset, MaterialVoxels, Mesh
+from trellis2.models.voxel_vae import DualGrid
+from trellis2.options import ENVIRONMENTS
+from trellis2.render import Camera, orbit_camera, render
+from trellis2.voxels import Grid, Refinement
+
+from .objects import HELD_OUT, SEEN, WEIGHTS, Thing, make
+
+PICTURE = 256
+"""Side of a conditioning picture, in pixels."""
+RENDERED = 512
+LEVELS = 4
+"""Doublings between a latent and its voxels."""
+FINE_CELLS = 5800
+"""Largest number of tokens at resolution 1024, about four times that at 512."""
+LIGHTS = 12
+"""Random environments beside the product's own."""
+SPLITS = {"train": 0, "validation": 1 << 30, "test": 1 << 31}
+"""First seed of each part of the data: no object is in two of them."""
+TEST_OBJECTS = Path(__file__).with_name("test_objects.json")
+
+
+@dataclass(frozen=True)
+class View:
+    """Angles in degrees; yaw 0 looks from the front, -y, and grows to the right. light: number of an environment."""
+
+    yaw: float
+    pitch: float
+    fov: float
+    distance: float  # against that at which the object's bounding ball touches the picture's edge
+    light: int
+    behind: float  # grey that shows through what is transparent
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An object at rest, small enough to keep thousands of.
+
+    coords (N, 3) int16, in the order of ``ordered``; offsets (N, 3) uint8, 255 is a whole voxel; crossed (N,) uint8,
+    bits x, y, z; attrs (N, 6) uint8; pictures (V, 256, 256, 3) uint8, as ``trellis2.image.prepare`` makes them.
+    """
+
+    family: str
+    seed: int
+    resolution: int
+    coords: Tensor
+    offsets: Tensor
+    crossed: Tensor
+    attrs: Tensor
+    pictures: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write to a file, which appears when it is whole."""
+        part = path.with_suffix(".part")
+        with part.open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                family=self.family,
+                seed=self.seed,
+                resolution=self.resolution,
+                **{name: getattr(self, name).numpy() for name in _TENSORS},
+            )
+        part.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Sample:
+        with np.load(path) as file:
+            tensors = {name: torch.from_numpy(file[name]) for name in _TENSORS}
+            return cls(str(file["family"]), int(file["seed"]), int(file["resolution"]), **tensors)
+
+
+_TENSORS = ("coords", "offsets", "crossed", "attrs", "pictures")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Voxels of several objects.
+
+    steps: the refinements from latents to voxels, coarse to fine; their grids know each other as ``coarser``.
+    dual: targets on the finest grid; attrs (N, 6) float32 in [-1, 1] there. occupancy (B, 1, 64, 64, 64) float32.
+    """
+
+    steps: list[Refinement]
+    dual: DualGrid
+    attrs: Tensor
+    occupancy: Tensor
+
+    @property
+    def grid(self) -> Grid:
+        return self.steps[-1].fine
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# drawing
+
+
+def draw(split: str, index: int) -> tuple[str, int]:
+    """Family and seed of an object; equal numbers give equal objects."""
+    seed = SPLITS[split] + index
+    rng = np.random.default_rng([seed, 7])
+    weights = np.array([WEIGHTS.get(name, 1.0) for name in SEEN])
+    return SEEN[rng.choice(len(SEEN), p=weights / weights.sum())], seed
+
+
+def draw_view(rng: np.random.Generator) -> View:
+    """From the front half, mostly from a little above."""
+    return View(
+        yaw=float(np.clip(rng.normal(0, 45), -110, 110)),
+        pitch=float(np.clip(rng.normal(18, 13), -8, 55)),
+        fov=float(rng.uniform(18, 55)),
+        distance=float(rng.uniform(1.0, 1.2)),
+        light=int(rng.integers(LIGHTS + len(ENVIRONMENTS))),
+        behind=float(rng.uniform(0.1, 0.9)),
+    )
+
+
+def test_objects(part: str = "seen") -> list[dict[str, Any]]:
+    """The fixed list for evaluation: family, seed, view. part: "seen" (200 objects) or "held_out"."""
+    entries: list[dict[str, Any]] = json.loads(TEST_OBJECTS.read_text(encoding="utf-8"))[part]
+    return [{**entry, "view": View(**entry["view"])} for entry in entries]
+
+
+def write_test_objects(path: Path = TEST_OBJECTS) -> None:
+    """Write the list: seen families in turn, then those held out."""
+    lists: dict[str, list[dict[str, Any]]] = {}
+    for part, families, count in (("seen", SEEN, 200), ("held_out", HELD_OUT, 20)):
+        rows = []
+        for k in range(count):
+            seed = SPLITS["test"] + k
+            view = draw_view(np.random.default_rng([seed, 3]))
+            rounded = {key: round(value, 3) for key, value in vars(view).items()}
+            rows.append({"family": families[k % len(families)], "seed": seed, "view": rounded})
+        lists[part] = rows
+    lines = [
+        f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for part, rows in lists.items()
+    ]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# building
+
+
+def build(
+    family: str, seed: int, resolution: int = 512, views: Sequence[View] = (), device: torch.device | str = "cpu"
+) -> Sample:
+    """Make one sample; its pictures show ``views``."""
+    thing = make(family, seed, cells=cells_of(resolution))
+    coords, offsets, crossed, attrs = voxelise(thing, resolution, device)
+    asset = surface_of(thing, coords, attrs, resolution, device)
+    pictures = [picture(asset, view) for view in views]
+    order = ordered(coords, LEVELS)
+    bits = (crossed.int() * torch.tensor([1, 2, 4], device=coords.device)).sum(dim=1)
+    return Sample(
+        family=family,
+        seed=seed,
+        resolution=resolution,
+        coords=coords[order].short().cpu(),
+        offsets=(offsets[order] * 255 + 0.5).to(torch.uint8).cpu(),
+        crossed=bits[order].to(torch.uint8).cpu(),
+        attrs=(attrs[order] * 255 + 0.5).to(torch.uint8).cpu(),
+        pictures=torch.from_numpy(
+            np.stack([np.asarray(p) for p in pictures]) if pictures else np.empty((0, PICTURE, PICTURE, 3), np.uint8)
+        ),
+    )
+
+
+def cells_of(resolution: int) -> int:
+    """The largest number of 32^3 cells that an object may touch, see ``objects.make``.
+
+    Objects at 1024 have the size that they have at 512, about four times the tokens.
+    """
+    del resolution
+    return FINE_CELLS // 4
+
+
+def voxelise(
+    thing: Thing, resolution: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The visible surface of an object as O-Voxel.
+
+    Returns coords (N, 3) int32; offsets (N, 3) float32 of the dual vertices from their voxels' corners, in voxels;
+    crossed (N, 3) bool; attrs (N, 6) float32 in [0, 1].
+    """
+    vertices, faces, owner = thing.mesh()
+    v, f = torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
+    box = [[-0.5] * 3, [0.5] * 3]
+    coords, dual, crossed = mesh_to_flexible_dual_grid(v, f, grid_size=resolution, aabb=box)
+    nearest = Surface(v, f).closest(dual - 0.5)
+    points, part = nearest.points.double().cpu().numpy(), owner[nearest.faces.cpu().numpy()]
+    keep = ~buried(thing, points, part, 1 / resolution)
+    attrs = torch.from_numpy(thing.material(points[keep], part[keep])).to(coords.device)
+    mask = torch.from_numpy(keep).to(coords.device)
+    coords, dual, crossed = coords[mask], dual[mask], crossed[mask]
+    return coords, (dual * resolution - coords).clamp(0, 1), crossed, attrs
+
+
+def buried(thing: Thing, points: np.ndarray, owner: np.ndarray, margin: float) -> np.ndarray:
+    """Whether points (P, 3) of the surface lie inside of other parts, at least about ``margin`` deep."""
+    result = thing.hidden(points, owner)
+    for step in np.concatenate([np.eye(3), -np.eye(3)]) * margin:
+        rows = np.flatnonzero(result)
+        result[rows] = thing.hidden(points[rows] + step, owner[rows])
+    return result
+
+
+def surface_of(thing: Thing, coords: Tensor, attrs: Tensor, resolution: int, device: torch.device | str) -> Asset:
+    """The object's own mesh with the materials of its voxels, to look at."""
+    vertices, faces, _ = thing.mesh()
+    mesh = Mesh(torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device))
+    return Asset(mesh, MaterialVoxels(coords, attrs, 1 / resolution))
+
+
+def picture(asset: Asset, view: View) -> Image.Image:
+    """RGB, ``PICTURE`` square: what the image encoder sees of a rendered RGBA picture."""
+    prepared = prepare(cutout(asset, view), cutout=False)
+    return prepared.rgb.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+
+
+def cutout(asset: Asset, view: View, size: int = RENDERED) -> Image.Image:
+    """RGBA picture of an object."""
+    out = render(asset, camera_of(asset, view), lights(view.light, str(asset.mesh.vertices.device)), resolution=size)
+    seen_through = (1 - out["alpha"]).square() * out["mask"]
+    color = (out["shaded"] + seen_through * view.behind).clamp(0, 1)
+    rgba = torch.cat([color, out["mask"][None]]).permute(1, 2, 0)
+    return Image.fromarray((rgba * 255 + 0.5).to(torch.uint8).cpu().numpy())
+
+
+def camera_of(asset: Asset, view: View) -> Camera:
+    used = asset.mesh.vertices[asset.mesh.faces.flatten().long()]
+    radius = float(used.norm(dim=1).max())
+    away = radius / math.sin(math.radians(view.fov) / 2) * view.distance
+    return orbit_camera(math.pi - math.radians(view.yaw), math.radians(view.pitch), away, view.fov)
+
+
+@lru_cache(maxsize=64)
+def lights(number: int, device: str) -> Environment:
+    """The product's environments, then random ones: a sky, a ground and a few soft lamps."""
+    if number < len(ENVIRONMENTS):
+        return environment(sorted(ENVIRONMENTS)[number], device)
+    rng = np.random.default_rng([number, 11])
+    sky, ground = rng.uniform(0.35, 1.1), rng.uniform(0.15, 0.6)
+    tint = 1 + rng.normal(0, 0.06, (2, 3))
+    lamps = []
+    for _ in range(rng.integers(1, 4)):
+        yaw, pitch = rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 1.3)
+        toward = [math.sin(yaw) * math.cos(pitch), -math.cos(yaw) * math.cos(pitch), math.sin(pitch)]
+        lamps.append((toward, float(rng.uniform(8, 60)), float(rng.uniform(2, 7)), 1 + rng.normal(0, 0.05, 3)))
+
+    def radiance(directions: Tensor) -> Tensor:
+        mix = directions[..., 2:] * 0.5 + 0.5
+        light = mix * sky * directions.new_tensor(tint[0]) + (1 - mix) * ground * directions.new_tensor(tint[1])
+        for toward, sharp, power, color in lamps:
+            cosine = (directions * directions.new_tensor(toward)).sum(-1, keepdim=True)
+            light = light + power * torch.exp(sharp * (cosine - 1)) * directions.new_tensor(color)
+        return light.clamp_min(0)
+
+    return prefilter(radiance, device)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# grids
+
+
+def ordered(coords: Tensor, levels: int) -> Tensor:
+    """Rows of ``coords`` (N, 3) so that voxels of one coarser voxel stand together, at each of ``levels`` doublings."""
+    return torch.argsort(_keys(torch.nn.functional.pad(coords, (1, 0)), levels))
+
+
+def _keys(coords: Tensor, levels: int) -> Tensor:
+    """[batch, coarse x, y, z, child at each level], one int64 a row of (N, 4); ``>> 3`` goes one level up."""
+    batch, *place = coords.long().unbind(dim=1)
+    key = batch
+    for axis in place:
+        key = (key << 8) | (axis >> levels)
+    for level in reversed(range(levels)):
+        child = sum((axis >> level & 1) << k for k, axis in enumerate(place))
+        key = (key << 3) | child
+    return key
+
+
+def pyramid(coords: Tensor, levels: int = LEVELS) -> list[Refinement]:
+    """The refinements that lead to ``coords`` (N, 4) [batch, x, y, z], in the order of ``ordered``; coarse to fine.
+
+    The grids are joined as ``Grid.coarser`` and ``Grid.subdivide`` would: an encoder and a decoder go over the same
+    ones, so that each convolution is planned once.
+    """
+    keys = _keys(coords, levels)
+    fine = Grid(coords.int().contiguous())
+    steps = []
+    for _ in range(levels):
+        parents, parent = torch.unique_consecutive(keys >> 3, return_inverse=True)
+        first = torch.zeros(len(parents), dtype=torch.int64, device=keys.device)
+        first[parent.flip(0)] = torch.arange(len(keys) - 1, -1, -1, device=keys.device)
+        above = fine.coords[first].clone()
+        above[:, 1:] >>= 1
+        step = Refinement(Grid(above), fine, parent, keys & 7)
+        fine.__dict__["coarser"] = step  # what the cached property would hold, but for the order of its rows
+        steps.append(step)
+        fine, keys = step.coarse, parents
+    return steps[::-1]
+
+
+def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Batch:
+    """Join samples into a batch on a device."""
+    coords = torch.cat(
+        [torch.nn.functional.pad(s.coords.to(device).int(), (1, 0), value=k) for k, s in enumerate(samples)]
+    )
+    steps = pyramid(coords)
+    offsets, crossed, attrs = (
+        torch.cat([getattr(s, name).to(device) for s in samples]) for name in ("offsets", "crossed", "attrs")
+    )
+    edges = (crossed[:, None] >> torch.arange(3, device=crossed.device, dtype=torch.uint8) & 1).bool()
+    dual = DualGrid(steps[-1].fine, offsets.float() / 255, edges, torch.ones_like(offsets[:, :1], dtype=torch.float32))
+    return Batch(steps, dual, attrs.float() / 127.5 - 1, occupancy(samples, device))
+
+
+def occupancy(samples: Sequence[Sample], device: torch.device | str = "cpu", side: int = 64) -> Tensor:
+    """(B, 1, side, side, side) float32: the cells that hold voxels."""
+    out = torch.zeros(len(samples), 1, side, side, side, device=device)
+    for k, sample in enumerate(samples):
+        cell = (sample.coords.to(device).long() * side) // sample.resolution
+        out[k, 0, cell[:, 0], cell[:, 1], cell[:, 2]] = 1
+    return out
