@@ -29,6 +29,7 @@ from trellis2.options import ENVIRONMENTS
 from trellis2.render import Camera, orbit_camera, render
 from trellis2.voxels import Grid, Refinement
 
+from .losses import quads
 from .objects import HELD_OUT, SEEN, WEIGHTS, Thing, make
 
 PICTURE = 256
@@ -36,8 +37,8 @@ PICTURE = 256
 RENDERED = 512
 LEVELS = 4
 """Doublings between a latent and its voxels."""
-FINE_CELLS = 5800
-"""Largest number of tokens at resolution 1024, about four times that at 512."""
+BENT = 0.1
+"""From this distance of the middles of a quad's diagonals on, in voxels, it matters which of them cuts the quad."""
 LIGHTS = 12
 """Random environments beside the product's own."""
 SPLITS = {"train": 0, "validation": 1 << 30, "test": 1 << 31}
@@ -62,7 +63,8 @@ class Sample:
     """An object at rest, small enough to keep thousands of.
 
     coords (N, 3) int16, in the order of ``ordered``; offsets (N, 3) uint8, 255 is a whole voxel; crossed (N,) uint8,
-    bits x, y, z; attrs (N, 6) uint8; pictures (V, 256, 256, 3) uint8, as ``trellis2.image.prepare`` makes them.
+    bits x, y, z; splits (N,) uint8, bits 0-2: whether the diagonal of the quad at that edge matters, bits 3-5: whether
+    it is 0-2; attrs (N, 6) uint8; pictures (V, 256, 256, 3) uint8, as ``trellis2.image.prepare`` makes them.
     """
 
     family: str
@@ -71,6 +73,7 @@ class Sample:
     coords: Tensor
     offsets: Tensor
     crossed: Tensor
+    splits: Tensor
     attrs: Tensor
     pictures: Tensor
 
@@ -94,7 +97,7 @@ class Sample:
             return cls(str(file["family"]), int(file["seed"]), int(file["resolution"]), **tensors)
 
 
-_TENSORS = ("coords", "offsets", "crossed", "attrs", "pictures")
+_TENSORS = ("coords", "offsets", "crossed", "splits", "attrs", "pictures")
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,15 @@ class Batch:
     """Voxels of several objects.
 
     steps: the refinements from latents to voxels, coarse to fine; their grids know each other as ``coarser``.
-    dual: targets on the finest grid; attrs (N, 6) float32 in [-1, 1] there. occupancy (B, 1, 64, 64, 64) float32.
+    dual: targets on the finest grid; splits: (N, 3) bool each, see ``Sample``; attrs (N, 6) float32 in [-1, 1] there.
+    resolutions: of each object.
     """
 
     steps: list[Refinement]
     dual: DualGrid
+    splits: tuple[Tensor, Tensor]
     attrs: Tensor
-    occupancy: Tensor
+    resolutions: list[int]
 
     @property
     def grid(self) -> Grid:
@@ -139,13 +144,13 @@ def draw_view(rng: np.random.Generator) -> View:
     )
 
 
-def test_objects(part: str = "seen") -> list[dict[str, Any]]:
+def objects_to_test(part: str) -> list[dict[str, Any]]:
     """The fixed list for evaluation: family, seed, view. part: "seen" (200 objects) or "held_out"."""
     entries: list[dict[str, Any]] = json.loads(TEST_OBJECTS.read_text(encoding="utf-8"))[part]
     return [{**entry, "view": View(**entry["view"])} for entry in entries]
 
 
-def write_test_objects(path: Path = TEST_OBJECTS) -> None:
+def write_objects_to_test(path: Path = TEST_OBJECTS) -> None:
     """Write the list: seen families in turn, then those held out."""
     lists: dict[str, list[dict[str, Any]]] = {}
     for part, families, count in (("seen", SEEN, 200), ("held_out", HELD_OUT, 20)):
@@ -156,9 +161,7 @@ def write_test_objects(path: Path = TEST_OBJECTS) -> None:
             rounded = {key: round(value, 3) for key, value in vars(view).items()}
             rows.append({"family": families[k % len(families)], "seed": seed, "view": rounded})
         lists[part] = rows
-    lines = [
-        f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for part, rows in lists.items()
-    ]
+    lines = [f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for part, rows in lists.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -167,57 +170,74 @@ def write_test_objects(path: Path = TEST_OBJECTS) -> None:
 
 
 def build(
-    family: str, seed: int, resolution: int = 512, views: Sequence[View] = (), device: torch.device | str = "cpu"
+    family: str,
+    seed: int,
+    resolution: int = 512,
+    views: Sequence[View] = (),
+    device: torch.device | str = "cpu",
+    side: int = PICTURE,
 ) -> Sample:
-    """Make one sample; its pictures show ``views``."""
-    thing = make(family, seed, cells=cells_of(resolution))
-    coords, offsets, crossed, attrs = voxelise(thing, resolution, device)
+    """Make one sample; its pictures, ``side`` pixels square, show ``views``."""
+    thing = make(family, seed)
+    coords, offsets, crossed, splits, attrs = voxelise(thing, resolution, device)
     asset = surface_of(thing, coords, attrs, resolution, device)
-    pictures = [picture(asset, view) for view in views]
+    pictures = [picture(asset, view, side) for view in views]
     order = ordered(coords, LEVELS)
-    bits = (crossed.int() * torch.tensor([1, 2, 4], device=coords.device)).sum(dim=1)
     return Sample(
         family=family,
         seed=seed,
         resolution=resolution,
         coords=coords[order].short().cpu(),
         offsets=(offsets[order] * 255 + 0.5).to(torch.uint8).cpu(),
-        crossed=bits[order].to(torch.uint8).cpu(),
+        crossed=_packed(crossed)[order].cpu(),
+        splits=_packed(splits)[order].cpu(),
         attrs=(attrs[order] * 255 + 0.5).to(torch.uint8).cpu(),
         pictures=torch.from_numpy(
-            np.stack([np.asarray(p) for p in pictures]) if pictures else np.empty((0, PICTURE, PICTURE, 3), np.uint8)
+            np.stack([np.asarray(p) for p in pictures]) if pictures else np.empty((0, side, side, 3), np.uint8)
         ),
     )
 
 
-def cells_of(resolution: int) -> int:
-    """The largest number of 32^3 cells that an object may touch, see ``objects.make``.
-
-    Objects at 1024 have the size that they have at 512, about four times the tokens.
-    """
-    del resolution
-    return FINE_CELLS // 4
-
-
 def voxelise(
     thing: Thing, resolution: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The visible surface of an object as O-Voxel.
 
     Returns coords (N, 3) int32; offsets (N, 3) float32 of the dual vertices from their voxels' corners, in voxels;
-    crossed (N, 3) bool; attrs (N, 6) float32 in [0, 1].
+    crossed (N, 3) bool; splits (N, 6) bool, see ``Sample``; attrs (N, 6) float32 in [0, 1].
     """
     vertices, faces, owner = thing.mesh()
     v, f = torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
     box = [[-0.5] * 3, [0.5] * 3]
     coords, dual, crossed = mesh_to_flexible_dual_grid(v, f, grid_size=resolution, aabb=box)
-    nearest = Surface(v, f).closest(dual - 0.5)
+    surface = Surface(v, f)
+    nearest = surface.closest(dual - 0.5)
     points, part = nearest.points.double().cpu().numpy(), owner[nearest.faces.cpu().numpy()]
     keep = ~buried(thing, points, part, 1 / resolution)
     attrs = torch.from_numpy(thing.material(points[keep], part[keep])).to(coords.device)
     mask = torch.from_numpy(keep).to(coords.device)
     coords, dual, crossed = coords[mask], dual[mask], crossed[mask]
-    return coords, (dual * resolution - coords).clamp(0, 1), crossed, attrs
+    offsets = (dual * resolution - coords).clamp(0, 1)
+    return coords, offsets, crossed, diagonals(surface, coords, offsets, crossed, resolution), attrs
+
+
+def diagonals(surface: Surface, coords: Tensor, offsets: Tensor, crossed: Tensor, resolution: int) -> Tensor:
+    """(N, 6) bool: whether the diagonal of the quad at each edge matters, and whether it is 0-2.
+
+    It matters where the middles of the two lie apart; right is the one nearer to the surface.
+    """
+    grid = Grid(torch.nn.functional.pad(coords, (1, 0)))
+    rows, voxel, axis = quads(grid, crossed)
+    corners = (coords + offsets)[rows]
+    middles = torch.stack([corners[:, 0] + corners[:, 2], corners[:, 1] + corners[:, 3]], dim=1) / 2
+    bent = (middles[:, 0] - middles[:, 1]).norm(dim=1) > BENT
+    middles, voxel, axis = middles[bent], voxel[bent], axis[bent]
+    out = torch.zeros(len(coords), 6, dtype=torch.bool, device=coords.device)
+    if len(middles):
+        distance = surface.closest(middles.reshape(-1, 3) / resolution - 0.5).distance.view(-1, 2)
+        out[voxel, axis] = True
+        out[voxel, 3 + axis] = distance[:, 0] <= distance[:, 1]
+    return out
 
 
 def buried(thing: Thing, points: np.ndarray, owner: np.ndarray, margin: float) -> np.ndarray:
@@ -236,10 +256,10 @@ def surface_of(thing: Thing, coords: Tensor, attrs: Tensor, resolution: int, dev
     return Asset(mesh, MaterialVoxels(coords, attrs, 1 / resolution))
 
 
-def picture(asset: Asset, view: View) -> Image.Image:
-    """RGB, ``PICTURE`` square: what the image encoder sees of a rendered RGBA picture."""
+def picture(asset: Asset, view: View, side: int = PICTURE) -> Image.Image:
+    """RGB, ``side`` square: what the image encoder sees of a rendered RGBA picture."""
     prepared = prepare(cutout(asset, view), cutout=False)
-    return prepared.rgb.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    return prepared.rgb.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def cutout(asset: Asset, view: View, size: int = RENDERED) -> Image.Image:
@@ -332,12 +352,19 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
         [torch.nn.functional.pad(s.coords.to(device).int(), (1, 0), value=k) for k, s in enumerate(samples)]
     )
     steps = pyramid(coords)
-    offsets, crossed, attrs = (
-        torch.cat([getattr(s, name).to(device) for s in samples]) for name in ("offsets", "crossed", "attrs")
+    offsets, crossed, splits, attrs = (
+        torch.cat([getattr(s, name).to(device) for s in samples]) for name in ("offsets", "crossed", "splits", "attrs")
     )
-    edges = (crossed[:, None] >> torch.arange(3, device=crossed.device, dtype=torch.uint8) & 1).bool()
-    dual = DualGrid(steps[-1].fine, offsets.float() / 255, edges, torch.ones_like(offsets[:, :1], dtype=torch.float32))
-    return Batch(steps, dual, attrs.float() / 127.5 - 1, occupancy(samples, device))
+    weight = torch.ones(len(offsets), 1, device=device)
+    dual = DualGrid(steps[-1].fine, offsets.float() / 255, _unpacked(crossed)[:, :3], weight)
+    flags = _unpacked(splits)
+    return Batch(
+        steps,
+        dual,
+        (flags[:, :3], flags[:, 3:6]),
+        attrs.float() / 127.5 - 1,
+        [s.resolution for s in samples],
+    )
 
 
 def occupancy(samples: Sequence[Sample], device: torch.device | str = "cpu", side: int = 64) -> Tensor:
@@ -347,3 +374,13 @@ def occupancy(samples: Sequence[Sample], device: torch.device | str = "cpu", sid
         cell = (sample.coords.to(device).long() * side) // sample.resolution
         out[k, 0, cell[:, 0], cell[:, 1], cell[:, 2]] = 1
     return out
+
+
+def _packed(flags: Tensor) -> Tensor:
+    """(N, up to 8) bool -> (N,) uint8, the first flag in the lowest bit."""
+    return (flags.int() << torch.arange(flags.shape[1], device=flags.device, dtype=torch.int32)).sum(1).to(torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """(N,) uint8 -> (N, 8) bool"""
+    return (packed.int()[:, None] >> torch.arange(8, device=packed.device, dtype=torch.int32) & 1).bool()

@@ -78,7 +78,7 @@ def wood(rng: np.random.Generator, color: Color | None = None) -> Material:
         wave = across @ np.array([scale, 0.7 * scale]) + 0.8 * np.sin(3 * p[:, axis] + phase[0])
         return 0.5 + 0.5 * np.sin(2 * wave + np.sin(2.3 * wave + phase[1]) + phase[2])
 
-    return Material(base, other, grain, roughness=rng.uniform(0.45, 0.8))  # type: ignore[arg-type]
+    return Material(base, other, grain, roughness=rng.uniform(0.45, 0.8))
 
 
 def metal(rng: np.random.Generator) -> Material:

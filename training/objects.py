@@ -6,9 +6,10 @@ up, front towards -y; ``make`` centres them and scales them into the cube of the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from .materials import (
     stripes,
     wood,
 )
-from .shapes import Array, Solid, arc, ball, box, curve, cushion, cylinder, lathe, loft, prism, rod, tube
+from .shapes import Array, Solid, arc, ball, box, curve, cushion, cylinder, in_polygon, lathe, loft, prism, rod, tube
 
 Rng = np.random.Generator
 
@@ -183,12 +184,12 @@ def chair(rng: Rng) -> list[Part]:
         parts.append(Part(top, frame if kind == 1 else seat_material))
         if kind == 1:  # slats across
             for t in np.linspace(0.3, 0.7, rng.integers(1, 4)):
-                parts.append(
-                    Part(box((width - 0.1, 0.05, 0.1), (0, back + lean * tall * t, height + tall * t)), frame)
-                )
+                parts.append(Part(box((width - 0.1, 0.05, 0.1), (0, back + lean * tall * t, height + tall * t)), frame))
         elif kind == 2:  # spindles
             for x in np.linspace(-width / 2 + 0.18, width / 2 - 0.18, rng.integers(3, 6)):
-                parts.append(Part(rod((x, back, height), (x, back + lean * tall * 0.9, height + tall * 0.9), 0.025), frame))
+                parts.append(
+                    Part(rod((x, back, height), (x, back + lean * tall * 0.9, height + tall * 0.9), 0.025), frame)
+                )
         else:  # upholstered
             solid = cushion((width - 0.1, 0.12, tall * 0.6), (0, 0, 0)).turned("x", -math.degrees(lean))
             parts.append(Part(solid.moved(0, back + lean * tall * 0.55, height + tall * 0.55), seat_material))
@@ -205,7 +206,14 @@ def stool(rng: Rng) -> list[Part]:
     seat = frame if rng.random() < 0.3 else patterned(rng)
     height, radius = rng.uniform(0.8, 1.5), rng.uniform(0.38, 0.5)
     thick = rng.uniform(0.08, 0.16)
-    parts = [Part(lathe([(0, 0), (radius, 0), (radius * 1.03, thick / 2), (radius * 0.97, thick), (0, thick)]).moved(z=height), seat)]
+    parts = [
+        Part(
+            lathe([(0, 0), (radius, 0), (radius * 1.03, thick / 2), (radius * 0.97, thick), (0, thick)]).moved(
+                z=height
+            ),
+            seat,
+        )
+    ]
     count = rng.integers(3, 5)
     if rng.random() < 0.25:  # one column
         parts.append(Part(cylinder(0.07, 0.05, height), frame))
@@ -276,14 +284,16 @@ def shelf(rng: Rng) -> list[Part]:
     parts += [Part(box((width - t, depth, t), (0, 0, z)), case) for z in levels]
     if rng.random() < 0.7:
         parts.append(Part(box((width - t, 0.03, height - 0.06), (0, depth / 2 - 0.02, height / 2)), case))
-    for z, above in zip(levels[:-1], levels[1:], strict=True):
+    for z, above in itertools.pairwise(levels):
         x, gap = -width / 2 + t, above - z - t
         x += rng.uniform(0, 0.2)
         while rng.random() < 0.85:  # books
             w, h = rng.uniform(0.06, 0.12), gap * rng.uniform(0.55, 0.9)
             if x + w > width / 2 - t:
                 break
-            parts.append(Part(box((w * 0.96, depth * 0.75, h), (x + w / 2, -0.01, z + t / 2 + h / 2)), plain(rng, bright(rng))))
+            parts.append(
+                Part(box((w * 0.96, depth * 0.75, h), (x + w / 2, -0.01, z + t / 2 + h / 2)), plain(rng, bright(rng)))
+            )
             x += w
     return parts
 
@@ -296,7 +306,7 @@ def lamp(rng: Rng) -> list[Part]:
     if rng.random() < 0.4:  # a bellied foot
         belly = rng.uniform(0.12, 0.2)
         profile = curve([(0.08, 0.05), (belly, 0.05 + 0.25 * height), (0.06, 0.6 * height), (0.03, height)])
-        parts.append(Part(lathe([(0, 0.05), *profile, (0, height)]), stand))  # type: ignore[list-item]
+        parts.append(Part(lathe([(0, 0.05), *profile, (0, height)]), stand))
     else:
         parts.append(Part(cylinder(rng.uniform(0.025, 0.045), 0.05, height + 0.05), stand))
     top = radius * rng.uniform(0.45, 1.0)
@@ -304,7 +314,9 @@ def lamp(rng: Rng) -> list[Part]:
     wall = 0.03
     ring = [(radius - wall, height), (radius, height), (top, height + tall), (top - wall, height + tall)]
     parts.append(Part(_turned_ring(ring), shade))
-    parts.append(Part(ball((0.09, 0.09, 0.11), (0, 0, height + tall * 0.45)), Material((1.0, 0.95, 0.8), roughness=0.3)))
+    parts.append(
+        Part(ball((0.09, 0.09, 0.11), (0, 0, height + tall * 0.45)), Material((1.0, 0.95, 0.8), roughness=0.3))
+    )
     parts.append(Part(rod((0, 0, height), (0, 0, height + tall * 0.4), 0.025), stand))
     return parts
 
@@ -314,10 +326,6 @@ def _turned_ring(outline: list[tuple[float, float]], segments: int = 48) -> Soli
     closed = [*outline, outline[0]]
     solid = lathe(closed, segments)
     polygon = np.array(outline)
-    from dataclasses import replace
-
-    from .shapes import in_polygon
-
     return replace(solid, inside=lambda p: in_polygon(polygon, np.stack([np.hypot(p[:, 0], p[:, 1]), p[:, 2]], 1)))
 
 
@@ -341,12 +349,18 @@ def mug(rng: Rng) -> list[Part]:
     waist = rng.uniform(-0.05, 0.06)
     base = radius * rng.uniform(0.75, 1.0)
     outer = curve([(base, 0.0), ((base + radius) / 2 + waist, height / 2), (radius, height)])
-    parts = [Part(lathe(_hollow(outer, 0.05, 0.07)), material)]  # type: ignore[arg-type]
+    parts = [Part(lathe(_hollow(outer, 0.05, 0.07)), material)]
     reach, thick = rng.uniform(0.22, 0.32), rng.uniform(0.04, 0.065)
     low, high = 0.2 * height, 0.82 * height
     if rng.random() < 0.7:
-        path = [(radius - 0.04, 0, high), (radius + reach * 0.8, 0, high), (radius + reach, 0, (low + high) / 2), (radius + reach * 0.6, 0, low), (base - 0.02, 0, low)]
-        handle = tube(curve(path), thick)  # type: ignore[arg-type]
+        path = [
+            (radius - 0.04, 0, high),
+            (radius + reach * 0.8, 0, high),
+            (radius + reach, 0, (low + high) / 2),
+            (radius + reach * 0.6, 0, low),
+            (base - 0.02, 0, low),
+        ]
+        handle = tube(curve(path), thick)
     else:
         c, r = (low + high) / 2, (high - low) / 2
         handle = tube([(radius - 0.03 + 0.9 * reach / r * x, 0, c + z) for x, z in arc(r, -90, 90, 16)], thick)
@@ -354,7 +368,7 @@ def mug(rng: Rng) -> list[Part]:
     other = material if rng.random() < 0.6 else plain(rng)
     parts.append(Part(handle.turned("z", side), other))
     if rng.random() < 0.4:  # something to drink
-        drink = Material([(0.2, 0.1, 0.05), (0.55, 0.35, 0.2), (0.6, 0.75, 0.4)][rng.integers(3)], roughness=0.2)  # type: ignore[arg-type]
+        drink = Material([(0.2, 0.1, 0.05), (0.55, 0.35, 0.2), (0.6, 0.75, 0.4)][rng.integers(3)], roughness=0.2)
         parts.append(Part(cylinder(min(base, radius) - 0.045, 0.75 * height, 0.78 * height), drink))
     return parts
 
@@ -366,10 +380,12 @@ def bottle(rng: Rng) -> list[Part]:
     neck, shoulder = rng.uniform(0.08, 0.13), rng.uniform(0.5, 0.7)
     round_ = rng.uniform(0.02, 0.06)
     outer = [(radius - round_, 0.0), (radius, round_), (radius, shoulder * height)]
-    outer += curve([(radius, shoulder * height), (radius * 0.75, (shoulder + 0.12) * height), (neck, (shoulder + 0.22) * height)])[1:]  # type: ignore[arg-type]
+    outer += curve(
+        [(radius, shoulder * height), (radius * 0.75, (shoulder + 0.12) * height), (neck, (shoulder + 0.22) * height)]
+    )[1:]
     outer += [(neck, height)]
     profile = _hollow(outer, 0.03, 0.06) if clear else [(0, 0), *outer, (0, height)]
-    parts = [Part(lathe(profile), body)]  # type: ignore[arg-type]
+    parts = [Part(lathe(profile), body)]
     parts.append(Part(cylinder(neck * 1.2, height - 0.02, height + rng.uniform(0.06, 0.12)), plain(rng, bright(rng))))
     if rng.random() < 0.6:
         low, high = rng.uniform(0.1, 0.2), rng.uniform(0.35, 0.48)
@@ -382,13 +398,13 @@ def vase(rng: Rng) -> list[Part]:
     height = rng.uniform(0.9, 1.3)
     radii = rng.uniform([0.18, 0.25, 0.12, 0.16], [0.3, 0.45, 0.3, 0.32])
     outer = curve(list(zip(radii, np.array([0.0, 0.4, 0.82, 1.0]) * height, strict=True)), 12)
-    parts = [Part(lathe(_hollow(outer, 0.035, 0.06)), _ceramic(rng))]  # type: ignore[arg-type]
+    parts = [Part(lathe(_hollow(outer, 0.035, 0.06)), _ceramic(rng))]
     if rng.random() < 0.35:  # flowers
         for _ in range(rng.integers(2, 6)):
             a, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 0.35)
             tip = (reach * math.cos(a), reach * math.sin(a), height + rng.uniform(0.2, 0.55))
             stem = curve([(0, 0, 0.3), (0.2 * tip[0], 0.2 * tip[1], height), tip])
-            parts.append(Part(tube(stem, 0.018, segments=8), plain(rng, green(rng))))  # type: ignore[arg-type]
+            parts.append(Part(tube(stem, 0.018, segments=8), plain(rng, green(rng))))
             parts.append(Part(ball((0.09, 0.09, 0.06), tip), plain(rng, bright(rng))))
     return parts
 
@@ -397,12 +413,17 @@ def bowl(rng: Rng) -> list[Part]:
     radius, height = rng.uniform(0.5, 0.65), rng.uniform(0.28, 0.48)
     foot = rng.uniform(0.18, 0.28)
     outer = curve([(foot, 0.0), (foot + 0.6 * (radius - foot), 0.28 * height), (radius, height)], 12)
-    parts = [Part(lathe(_hollow(outer, 0.04, 0.06), 64), _ceramic(rng))]  # type: ignore[arg-type]
+    parts = [Part(lathe(_hollow(outer, 0.04, 0.06), 64), _ceramic(rng))]
     if rng.random() < 0.45:  # fruit
         color = bright(rng)
         for _ in range(rng.integers(3, 7)):
             a, r, s = rng.uniform(0, 2 * math.pi), rng.uniform(0.05, 0.25), rng.uniform(0.12, 0.16)
-            parts.append(Part(ball((s, s, s), (r * math.cos(a), r * math.sin(a), height * 0.75 + rng.uniform(0, 0.1))), plain(rng, color)))
+            parts.append(
+                Part(
+                    ball((s, s, s), (r * math.cos(a), r * math.sin(a), height * 0.75 + rng.uniform(0, 0.1))),
+                    plain(rng, color),
+                )
+            )
             color = color if rng.random() < 0.5 else bright(rng)
     return parts
 
@@ -433,7 +454,14 @@ def crate(rng: Rng) -> list[Part]:
         if rng.random() < 0.7:
             parts.append(Part(box((x + 0.03, w, z + 0.03)), ribbon))
             for s in (-1, 1):
-                loop = [(s * (0.02 + 0.16 * (1 - math.cos(a)) / 2 * 1.6), 0.0, z / 2 + 0.02 + 0.1 * math.sin(a) + 0.06 * (1 - math.cos(a)) / 2) for a in np.linspace(0, 2 * math.pi, 17)[:-1]]
+                loop = [
+                    (
+                        s * (0.02 + 0.16 * (1 - math.cos(a)) / 2 * 1.6),
+                        0.0,
+                        z / 2 + 0.02 + 0.1 * math.sin(a) + 0.06 * (1 - math.cos(a)) / 2,
+                    )
+                    for a in np.linspace(0, 2 * math.pi, 17)[:-1]
+                ]
                 parts.append(Part(tube(loop, 0.03, closed=True, segments=8), ribbon))
         return parts
     lid = patterned(rng)  # a chest
@@ -447,16 +475,19 @@ def crate(rng: Rng) -> list[Part]:
 
 
 # Strokes of letters and digits in a box of 0.7 by 1: straight lines, and arcs as (centre, radii, degrees).
-_STROKES: dict[str, list[list[tuple[float, float]]]] = {}
-
-
-def _bow(x: float, y: float, rx: float, ry: float, start: float, stop: float, steps: int = 14) -> list[tuple[float, float]]:
+def _bow(
+    x: float, y: float, rx: float, ry: float, start: float, stop: float, steps: int = 14
+) -> list[tuple[float, float]]:
     return [(x + rx * u, y + ry * v) for u, v in arc(1.0, start, stop, steps)]
 
 
 _STROKES = {
     "A": [[(0, 0), (0.35, 1), (0.7, 0)], [(0.14, 0.36), (0.56, 0.36)]],
-    "B": [[(0, 0), (0, 1)], [(0, 1), *_bow(0.35, 0.77, 0.25, 0.23, 90, -90), (0, 0.54)], [(0, 0.54), *_bow(0.38, 0.27, 0.3, 0.27, 90, -90), (0, 0)]],
+    "B": [
+        [(0, 0), (0, 1)],
+        [(0, 1), *_bow(0.35, 0.77, 0.25, 0.23, 90, -90), (0, 0.54)],
+        [(0, 0.54), *_bow(0.38, 0.27, 0.3, 0.27, 90, -90), (0, 0)],
+    ],
     "C": [_bow(0.38, 0.5, 0.36, 0.5, 50, 310, 22)],
     "D": [[(0, 0), (0, 1), *_bow(0.28, 0.5, 0.42, 0.5, 90, -90, 20), (0, 0)]],
     "E": [[(0.6, 1), (0, 1), (0, 0), (0.6, 0)], [(0, 0.52), (0.5, 0.52)]],
@@ -506,8 +537,13 @@ def glyph(rng: Rng) -> list[Part]:
             points = points[keep]
         parts.append(Part(_ribbon(points, thick, deep), material))
     if rng.random() < 0.2:
-        low = min(part.solid.vertices[:, 0].min() for part in parts), max(part.solid.vertices[:, 0].max() for part in parts)
-        parts.append(Part(box((low[1] - low[0] + 0.1, deep + 0.15, 0.1), ((low[0] + low[1]) / 2, 0, -thick / 2)), plain(rng)))
+        low = (
+            min(part.solid.vertices[:, 0].min() for part in parts),
+            max(part.solid.vertices[:, 0].max() for part in parts),
+        )
+        parts.append(
+            Part(box((low[1] - low[0] + 0.1, deep + 0.15, 0.1), ((low[0] + low[1]) / 2, 0, -thick / 2)), plain(rng))
+        )
     return parts
 
 
@@ -533,7 +569,9 @@ def _ribbon(points: Array, thick: float, deep: float) -> Solid:
     left, right = points + normal * half, points - normal * half
     rings = []
     for a, b in zip(left, right, strict=True):
-        rings.append(np.array([(b[0], -deep / 2, b[1]), (b[0], deep / 2, b[1]), (a[0], deep / 2, a[1]), (a[0], -deep / 2, a[1])]))
+        rings.append(
+            np.array([(b[0], -deep / 2, b[1]), (b[0], deep / 2, b[1]), (a[0], deep / 2, a[1]), (a[0], -deep / 2, a[1])])
+        )
     if closed:
         rings.append(rings[0])
     solid = loft(rings)
@@ -564,7 +602,7 @@ def house(rng: Rng) -> list[Part]:
     tall = rng.uniform(0.35, 0.65)
     over = rng.uniform(0.06, 0.12)
     roof_color = [(0.6, 0.22, 0.15), (0.35, 0.3, 0.3), (0.25, 0.35, 0.5), bright(rng)][rng.integers(4)]
-    roof = Material(roof_color, tuple(0.75 * c for c in roof_color), stripes(rng, 2, 14), roughness=0.8)  # type: ignore[arg-type]
+    roof = Material(roof_color, tuple(0.75 * c for c in roof_color), stripes(rng, 2, 14), roughness=0.8)
     parts = [Part(box((x, y, z), (0, 0, z / 2)), walls)]
     along = rng.random() < 0.5  # the ridge runs from side to side
     a, b = (y, x) if along else (x, y)
@@ -614,11 +652,23 @@ def car(rng: Rng) -> list[Part]:
     top = body_z + low * 0.85
     if kind == 3:  # a truck
         tall = rng.uniform(0.4, 0.5)
-        parts.append(Part(box((width * 0.94, length * 0.3, tall), (0, -length * 0.28, top + tall / 2 - 0.02), 0.04), paint))
+        parts.append(
+            Part(box((width * 0.94, length * 0.3, tall), (0, -length * 0.28, top + tall / 2 - 0.02), 0.04), paint)
+        )
         parts.append(Part(box((width * 0.8, 0.04, tall * 0.45), (0, -length * 0.43, top + tall * 0.55)), window))
         for s in (-1, 1):
-            parts.append(Part(box((0.04, length * 0.18, tall * 0.45), (s * width * 0.46, -length * 0.29, top + tall * 0.55)), window))
-        parts.append(Part(box((width * 0.98, length * 0.55, tall * rng.uniform(0.6, 1.2)), (0, length * 0.18, top + tall * 0.4)), patterned(rng)))
+            parts.append(
+                Part(
+                    box((0.04, length * 0.18, tall * 0.45), (s * width * 0.46, -length * 0.29, top + tall * 0.55)),
+                    window,
+                )
+            )
+        parts.append(
+            Part(
+                box((width * 0.98, length * 0.55, tall * rng.uniform(0.6, 1.2)), (0, length * 0.18, top + tall * 0.4)),
+                patterned(rng),
+            )
+        )
     else:
         tall = rng.uniform(0.26, 0.36)
         start, stop = [(-0.22, 0.36), (-0.28, 0.47), (-0.12, 0.3)][kind]
@@ -627,7 +677,15 @@ def car(rng: Rng) -> list[Part]:
         outline = [(y0, 0), (y1, 0), (y1 - slope1, tall), (y0 + slope0, tall)]
         cabin = _side(outline, width * 0.8)
         parts.append(Part(cabin.moved(z=top - 0.02), window))
-        roof = _side([(y0 + slope0 * 0.9, tall * 0.9), (y1 - slope1 * 0.9, tall * 0.9), (y1 - slope1, tall + 0.025), (y0 + slope0, tall + 0.025)], width * 0.83)
+        roof = _side(
+            [
+                (y0 + slope0 * 0.9, tall * 0.9),
+                (y1 - slope1 * 0.9, tall * 0.9),
+                (y1 - slope1, tall + 0.025),
+                (y0 + slope0, tall + 0.025),
+            ],
+            width * 0.83,
+        )
         parts.append(Part(roof.moved(z=top - 0.02), paint))
         middle = (y0 + y1) / 2 + 0.03
         parts.append(Part(box((width * 0.82, 0.06, tall * 0.96), (0, middle, top + tall / 2 - 0.02)), paint))
@@ -635,8 +693,18 @@ def car(rng: Rng) -> list[Part]:
         for s in (-1, 1):
             parts += _moved(_wheel(r, 0.17, rim, tyre), s * (width / 2 - 0.06), y, r)
     for s in (-1, 1):
-        parts.append(Part(ball((0.07, 0.04, 0.055), (s * width * 0.32, -length * 0.485, body_z + low * 0.55)), Material((1, 0.97, 0.8), roughness=0.2)))
-        parts.append(Part(box((0.13, 0.05, 0.06), (s * width * 0.3, length * 0.48, body_z + low * 0.55)), Material((0.8, 0.08, 0.06), roughness=0.3)))
+        parts.append(
+            Part(
+                ball((0.07, 0.04, 0.055), (s * width * 0.32, -length * 0.485, body_z + low * 0.55)),
+                Material((1, 0.97, 0.8), roughness=0.2),
+            )
+        )
+        parts.append(
+            Part(
+                box((0.13, 0.05, 0.06), (s * width * 0.3, length * 0.48, body_z + low * 0.55)),
+                Material((0.8, 0.08, 0.06), roughness=0.3),
+            )
+        )
     return parts
 
 
@@ -648,19 +716,46 @@ def _side(outline: list[tuple[float, float]], width: float) -> Solid:
 def plane(rng: Rng) -> list[Part]:
     paint, accent = plain(rng, pale(rng) if rng.random() < 0.5 else bright(rng)), plain(rng, bright(rng))
     length, radius = rng.uniform(1.6, 2.0), rng.uniform(0.13, 0.19)
-    profile = curve([(0.0, -length / 2), (radius * 0.75, -length * 0.44), (radius, -length * 0.3), (radius, length * 0.1), (radius * 0.35, length * 0.45), (0.0, length * 0.5)], 8)
+    profile = curve(
+        [
+            (0.0, -length / 2),
+            (radius * 0.75, -length * 0.44),
+            (radius, -length * 0.3),
+            (radius, length * 0.1),
+            (radius * 0.35, length * 0.45),
+            (0.0, length * 0.5),
+        ],
+        8,
+    )
     profile = [(max(r, 0.0), h) for r, h in profile]
     parts = [Part(lathe(profile).turned("x", -90), paint)]
     span, chord, sweep = rng.uniform(0.75, 1.0), rng.uniform(0.28, 0.4), rng.uniform(0.0, 0.35)
     high = rng.choice([-0.3, 0.0, 0.7]) * radius
     for s in (1, -1):
-        wing = _wing((0.0, -0.12 * length, high), (span, -0.12 * length + sweep, high + 0.06), chord, chord * rng.uniform(0.5, 0.8), 0.06)
+        wing = _wing(
+            (0.0, -0.12 * length, high),
+            (span, -0.12 * length + sweep, high + 0.06),
+            chord,
+            chord * rng.uniform(0.5, 0.8),
+            0.06,
+        )
         parts.append(Part(wing if s > 0 else wing.mirrored(), accent if s and rng.random() < 0 else paint))
-        tail = _wing((0.0, length * 0.36, 0.02), (span * 0.38, length * 0.36 + sweep * 0.3, 0.04), chord * 0.5, chord * 0.35, 0.04)
+        tail = _wing(
+            (0.0, length * 0.36, 0.02),
+            (span * 0.38, length * 0.36 + sweep * 0.3, 0.04),
+            chord * 0.5,
+            chord * 0.35,
+            0.04,
+        )
         parts.append(Part(tail if s > 0 else tail.mirrored(), accent))
     fin = _wing((0.0, length * 0.34, 0.0), (span * 0.38, length * 0.42, 0.0), chord * 0.6, chord * 0.35, 0.045)
     parts.append(Part(fin.turned("y", -90), accent))
-    parts.append(Part(ball((radius * 0.6, 0.2, radius * 0.5), (0, -length * 0.3, radius * 0.75)), Material((0.2, 0.3, 0.4), roughness=0.1)))
+    parts.append(
+        Part(
+            ball((radius * 0.6, 0.2, radius * 0.5), (0, -length * 0.3, radius * 0.75)),
+            Material((0.2, 0.3, 0.4), roughness=0.1),
+        )
+    )
     if rng.random() < 0.5:  # a propeller
         parts.append(Part(ball((0.05, 0.07, 0.05), (0, -length / 2, 0)), accent))
         blade = box((0.07, 0.02, 0.62), (0, -length / 2 - 0.02, 0)).turned("y", 0)
@@ -672,7 +767,9 @@ def plane(rng: Rng) -> list[Part]:
     return parts
 
 
-def _wing(root: tuple[float, float, float], tip: tuple[float, float, float], chord: float, end: float, thick: float) -> Solid:
+def _wing(
+    root: tuple[float, float, float], tip: tuple[float, float, float], chord: float, end: float, thick: float
+) -> Solid:
     """A wing out along x; chords along y, leading edge towards -y."""
     section = np.array([(-0.5, 0.0), (-0.3, -0.45), (0.2, -0.4), (0.5, 0.0), (0.2, 0.4), (-0.3, 0.5)])
     rings = []
@@ -687,10 +784,22 @@ def boat(rng: Rng) -> list[Part]:
     rings = []
     for t in np.linspace(0, 1, 13):
         y = length * (t - 0.5)
-        w = width / 2 * (0.04 + 0.96 * math.sin(math.pi * min(0.5, t * 0.85)) if t < 0.588 else 1.0 - 0.25 * (t - 0.588))
+        w = (
+            width
+            / 2
+            * (0.04 + 0.96 * math.sin(math.pi * min(0.5, t * 0.85)) if t < 0.588 else 1.0 - 0.25 * (t - 0.588))
+        )
         d = deep * (0.55 + 0.45 * math.sin(math.pi * min(0.5, t * 0.9)))
         lift = 0.12 * (1 - t) ** 2
-        section = [(w, lift), (w, lift - 0.04), (w * 0.8, -d * 0.6), (0, -d), (-w * 0.8, -d * 0.6), (-w, lift - 0.04), (-w, lift)]
+        section = [
+            (w, lift),
+            (w, lift - 0.04),
+            (w * 0.8, -d * 0.6),
+            (0, -d),
+            (-w * 0.8, -d * 0.6),
+            (-w, lift - 0.04),
+            (-w, lift),
+        ]
         rings.append(np.array([(x, y, z) for x, z in section])[::-1])
     parts = [Part(loft(rings), hull)]
     if rng.random() < 0.5:  # a sail
@@ -705,7 +814,9 @@ def boat(rng: Rng) -> list[Part]:
     else:
         cabin = plain(rng, pale(rng))
         parts.append(Part(box((width * 0.6, length * 0.3, 0.3), (0, 0.05, 0.12), 0.02), cabin))
-        parts.append(Part(box((width * 0.62, length * 0.22, 0.09), (0, 0.05, 0.17)), Material((0.2, 0.3, 0.42), roughness=0.1)))
+        parts.append(
+            Part(box((width * 0.62, length * 0.22, 0.09), (0, 0.05, 0.17)), Material((0.2, 0.3, 0.42), roughness=0.1))
+        )
         parts.append(Part(cylinder(0.07, 0.2, 0.5).moved(0, 0.12, 0), plain(rng, bright(rng))))
     return parts
 
@@ -723,7 +834,12 @@ def train(rng: Rng) -> list[Part]:
     parts.append(Part(box((width, length * 0.34, tall), (0, length * 0.29, z - r + tall / 2), 0.01), paint))
     parts.append(Part(box((width + 0.12, length * 0.42, 0.06), (0, length * 0.29, z - r + tall), 0.01), accent))
     for s in (-1, 1):
-        parts.append(Part(box((0.04, length * 0.18, tall * 0.35), (s * width / 2, length * 0.29, z - r + tall * 0.68)), Material((0.25, 0.35, 0.45), roughness=0.1)))
+        parts.append(
+            Part(
+                box((0.04, length * 0.18, tall * 0.35), (s * width / 2, length * 0.29, z - r + tall * 0.68)),
+                Material((0.25, 0.35, 0.45), roughness=0.1),
+            )
+        )
     top = z + r
     parts.append(Part(cylinder(0.06, top - 0.05, top + 0.3, 0.1).moved(0, -length * 0.35, 0), dark_paint))
     parts.append(Part(ball((0.09, 0.09, 0.1), (0, -length * 0.08, top)), metal(rng)))
@@ -739,8 +855,12 @@ def train(rng: Rng) -> list[Part]:
 
 def tree(rng: Rng) -> list[Part]:
     bark = wood(rng)
-    leaf = green(rng) if rng.random() < 0.75 else [(0.85, 0.5, 0.15), (0.8, 0.25, 0.15), (0.95, 0.65, 0.75)][rng.integers(3)]
-    leaves = Material(leaf, tuple(0.7 * c for c in leaf), gradient(rng), roughness=0.9)  # type: ignore[arg-type]
+    leaf = (
+        green(rng)
+        if rng.random() < 0.75
+        else [(0.85, 0.5, 0.15), (0.8, 0.25, 0.15), (0.95, 0.65, 0.75)][rng.integers(3)]
+    )
+    leaves = Material(leaf, tuple(0.7 * c for c in leaf), gradient(rng), roughness=0.9)
     trunk = rng.uniform(0.4, 0.7)
     parts = [Part(cylinder(rng.uniform(0.09, 0.13), 0, trunk + 0.2, 0.06), bark)]
     if rng.random() < 0.5:  # a conifer
@@ -756,7 +876,15 @@ def tree(rng: Rng) -> list[Part]:
         parts.append(Part(ball((main, main, main * rng.uniform(0.8, 1.2)), (0, 0, trunk + main * 0.8)), leaves))
         for _ in range(count - 1):
             a, s = rng.uniform(0, 2 * math.pi), rng.uniform(0.22, 0.32)
-            parts.append(Part(ball((s, s, s), (main * 0.8 * math.cos(a), main * 0.8 * math.sin(a), trunk + rng.uniform(0.1, 1.0) * main)), leaves))
+            parts.append(
+                Part(
+                    ball(
+                        (s, s, s),
+                        (main * 0.8 * math.cos(a), main * 0.8 * math.sin(a), trunk + rng.uniform(0.1, 1.0) * main),
+                    ),
+                    leaves,
+                )
+            )
         if rng.random() < 0.3:
             fruit = plain(rng, bright(rng))
             for _ in range(8):
@@ -768,7 +896,7 @@ def tree(rng: Rng) -> list[Part]:
 
 def cactus(rng: Rng) -> list[Part]:
     skin = green(rng)
-    body = Material(skin, tuple(0.7 * c for c in skin), stripes(rng, 0, 12), roughness=0.7)  # type: ignore[arg-type]
+    body = Material(skin, tuple(0.7 * c for c in skin), stripes(rng, 0, 12), roughness=0.7)
     pot = patterned(rng, [(0.72, 0.38, 0.25), bright(rng)][rng.integers(2)])
     parts = [Part(lathe([(0, 0), (0.22, 0), (0.3, 0.32), (0.33, 0.32), (0.33, 0.4), (0, 0.4)]), pot)]
     if rng.random() < 0.4:
@@ -780,8 +908,18 @@ def cactus(rng: Rng) -> list[Part]:
     parts += [Part(cylinder(r, 0.35, 0.4 + tall), body), Part(ball((r, r, r), (0, 0, 0.4 + tall)), body)]
     for s in (-1, 1):
         if rng.random() < 0.8:
-            z, up, out, thin = 0.4 + tall * rng.uniform(0.25, 0.55), rng.uniform(0.2, 0.4), rng.uniform(0.26, 0.36), r * 0.7
-            parts.append(Part(tube(curve([(0, 0, z), (s * out * 0.8, 0, z), (s * out, 0, z + 0.1), (s * out, 0, z + up)]), thin), body))  # type: ignore[arg-type]
+            z, up, out, thin = (
+                0.4 + tall * rng.uniform(0.25, 0.55),
+                rng.uniform(0.2, 0.4),
+                rng.uniform(0.26, 0.36),
+                r * 0.7,
+            )
+            parts.append(
+                Part(
+                    tube(curve([(0, 0, z), (s * out * 0.8, 0, z), (s * out, 0, z + 0.1), (s * out, 0, z + up)]), thin),
+                    body,
+                )
+            )
             parts.append(Part(ball((thin, thin, thin), (s * out, 0, z + up)), body))
     return parts
 
@@ -792,7 +930,7 @@ def mushroom(rng: Rng) -> list[Part]:
     height, r = rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)
     waist = rng.uniform(0.1, 0.16)
     profile = curve([(waist * 1.5, 0.0), (waist, height * 0.5), (waist * 0.9, height + 0.05)])
-    parts = [Part(lathe([(0, 0), *profile, (0, height + 0.05)]), stem)]  # type: ignore[list-item]
+    parts = [Part(lathe([(0, 0), *profile, (0, height + 0.05)]), stem)]
     tall = rng.uniform(0.25, 0.5)
     dome = [(r * math.cos(a), height + tall * math.sin(a)) for a in np.linspace(0, math.pi / 2, 16)]
     dome[-1] = (0.0, height + tall)
@@ -809,15 +947,31 @@ def snowman(rng: Rng) -> list[Part]:
     r, h = radii[2], z[2]
     for s in (-1, 1):
         parts.append(Part(ball((0.032, 0.032, 0.032), (s * 0.38 * r, -0.85 * r, h + 0.3 * r)), coal))
-        arm = curve([(s * radii[1] * 0.8, 0, z[1] + 0.05), (s * radii[1] * 1.5, -0.08, z[1] + 0.15), (s * radii[1] * 2.0, -0.1, z[1] + rng.uniform(0.1, 0.4))])
-        parts.append(Part(tube(arm, 0.028, segments=8), wood(rng)))  # type: ignore[arg-type]
-    parts.append(Part(rod((0, -0.85 * r, h), (0, -0.85 * r - 0.25, h - 0.03), 0.05, 0.008), Material((0.95, 0.5, 0.1), roughness=0.7)))
+        arm = curve(
+            [
+                (s * radii[1] * 0.8, 0, z[1] + 0.05),
+                (s * radii[1] * 1.5, -0.08, z[1] + 0.15),
+                (s * radii[1] * 2.0, -0.1, z[1] + rng.uniform(0.1, 0.4)),
+            ]
+        )
+        parts.append(Part(tube(arm, 0.028, segments=8), wood(rng)))
+    parts.append(
+        Part(
+            rod((0, -0.85 * r, h), (0, -0.85 * r - 0.25, h - 0.03), 0.05, 0.008),
+            Material((0.95, 0.5, 0.1), roughness=0.7),
+        )
+    )
     for t in (0.5, 0.05, -0.4):
-        parts.append(Part(ball((0.035, 0.035, 0.035), (0, -radii[1] * math.cos(t), z[1] + radii[1] * math.sin(t))), coal))
+        parts.append(
+            Part(ball((0.035, 0.035, 0.035), (0, -radii[1] * math.cos(t), z[1] + radii[1] * math.sin(t))), coal)
+        )
     if rng.random() < 0.75:
         hat = plain(rng, dark(rng) if rng.random() < 0.6 else bright(rng))
         top = h + r * 0.75
-        parts += [Part(cylinder(r * 1.15, top, top + 0.045), hat), Part(cylinder(r * 0.75, top, top + rng.uniform(0.2, 0.34)), hat)]
+        parts += [
+            Part(cylinder(r * 1.15, top, top + 0.045), hat),
+            Part(cylinder(r * 0.75, top, top + rng.uniform(0.2, 0.34)), hat),
+        ]
     if rng.random() < 0.7:
         scarf = patterned(rng, bright(rng))
         neck = h - r * 0.72
@@ -829,7 +983,11 @@ def snowman(rng: Rng) -> list[Part]:
 def figure(rng: Rng) -> list[Part]:
     """A toy person or robot."""
     robot = rng.random() < 0.4
-    skin = metal(rng) if robot else plain(rng, [(0.95, 0.78, 0.62), (0.75, 0.52, 0.36), (0.42, 0.28, 0.2), (0.98, 0.84, 0.2)][rng.integers(4)])
+    skin = (
+        metal(rng)
+        if robot
+        else plain(rng, [(0.95, 0.78, 0.62), (0.75, 0.52, 0.36), (0.42, 0.28, 0.2), (0.98, 0.84, 0.2)][rng.integers(4)])
+    )
     shirt, trousers, shoe = patterned(rng, bright(rng)), plain(rng), plain(rng, dark(rng))
     leg, torso, head = rng.uniform(0.4, 0.55), rng.uniform(0.42, 0.55), rng.uniform(0.18, 0.24)
     wide = rng.uniform(0.36, 0.48)
@@ -855,20 +1013,31 @@ def figure(rng: Rng) -> list[Part]:
     parts.append(Part(rod((0, 0, leg + torso), (0, 0, top), 0.07), skin))
     if robot:
         parts.append(Part(box((head * 2, head * 1.6, head * 1.7), (0, 0, top), 0.03), skin))
-        parts += [Part(rod((0, 0, top + head * 0.8), (0, 0, top + head * 1.5), 0.018), shoe), Part(ball((0.045, 0.045, 0.045), (0, 0, top + head * 1.5)), plain(rng, bright(rng)))]
+        parts += [
+            Part(rod((0, 0, top + head * 0.8), (0, 0, top + head * 1.5), 0.018), shoe),
+            Part(ball((0.045, 0.045, 0.045), (0, 0, top + head * 1.5)), plain(rng, bright(rng))),
+        ]
     else:
         parts.append(Part(ball((head * 0.95, head * 0.95, head * 1.08), (0, 0, top)), skin))
         hair = plain(rng, [(0.15, 0.1, 0.07), (0.45, 0.27, 0.12), (0.85, 0.65, 0.3), (0.6, 0.2, 0.1)][rng.integers(4)])
         parts.append(Part(ball((head * 1.0, head * 0.95, head * 0.95), (0, head * 0.18, top + head * 0.3)), hair))
     front = -head * (0.8 if robot else 0.88)
     for s in (-1, 1):
-        parts.append(Part(ball((0.036, 0.03, 0.036), (s * head * 0.38, front, top + 0.02)), Material((0.05, 0.05, 0.06), roughness=0.2)))
+        parts.append(
+            Part(
+                ball((0.036, 0.03, 0.036), (s * head * 0.38, front, top + 0.02)),
+                Material((0.05, 0.05, 0.06), roughness=0.2),
+            )
+        )
     return parts
 
 
 def animal(rng: Rng) -> list[Part]:
     """A four-legged toy, its head to the front."""
-    coat = patterned(rng, [(0.85, 0.65, 0.4), (0.4, 0.26, 0.16), (0.93, 0.9, 0.86), (0.5, 0.5, 0.52), (0.95, 0.65, 0.7)][rng.integers(5)])
+    coat = patterned(
+        rng,
+        [(0.85, 0.65, 0.4), (0.4, 0.26, 0.16), (0.93, 0.9, 0.86), (0.5, 0.5, 0.52), (0.95, 0.65, 0.7)][rng.integers(5)],
+    )
     dark_part = Material((0.06, 0.05, 0.05), roughness=0.4)
     length, r = rng.uniform(0.7, 0.95), rng.uniform(0.2, 0.27)
     leg = rng.uniform(0.25, 0.5)
@@ -888,13 +1057,23 @@ def animal(rng: Rng) -> list[Part]:
     for s in (-1, 1):
         parts.append(Part(ball((0.03, 0.03, 0.03), (s * head * 0.45, hy - head * 0.82, hz + head * 0.35)), dark_part))
         if kind == 0:
-            parts.append(Part(rod((s * head * 0.6, hy, hz + head * 0.6), (s * head * 0.8, hy, hz + head * 1.6), 0.075, 0.01), coat))
+            parts.append(
+                Part(
+                    rod((s * head * 0.6, hy, hz + head * 0.6), (s * head * 0.8, hy, hz + head * 1.6), 0.075, 0.01), coat
+                )
+            )
         elif kind == 1:
             parts.append(Part(ball((0.05, 0.07, 0.24), (s * head * 0.55, hy + 0.02, hz + head * 1.4)), coat))
         else:
             parts.append(Part(ball((0.05, 0.09, 0.14), (s * head * 1.0, hy + 0.02, hz + 0.02)), coat))
-    tail = curve([(0, length * 0.44, z), (0, length * 0.6, z + 0.1), (0, length * rng.uniform(0.6, 0.75), z + rng.uniform(0.1, 0.4))])
-    parts.append(Part(tube(tail, 0.045), coat))  # type: ignore[arg-type]
+    tail = curve(
+        [
+            (0, length * 0.44, z),
+            (0, length * 0.6, z + 0.1),
+            (0, length * rng.uniform(0.6, 0.75), z + rng.uniform(0.1, 0.4)),
+        ]
+    )
+    parts.append(Part(tube(tail, 0.045), coat))
     return parts
 
 
@@ -906,16 +1085,36 @@ def hammer(rng: Rng) -> list[Part]:
     handle = wood(rng) if rng.random() < 0.6 else plain(rng, bright(rng))
     head = metal(rng) if rng.random() < 0.7 else plain(rng, dark(rng))
     length, thick = rng.uniform(1.1, 1.4), rng.uniform(0.055, 0.075)
-    parts = [Part(tube([(0, 0, 0), (0, 0, length * 0.3), (0, 0, length * 0.6), (0, 0, length)], [thick * 1.1, thick * 1.2, thick * 0.85, thick]), handle)]
+    parts = [
+        Part(
+            tube(
+                [(0, 0, 0), (0, 0, length * 0.3), (0, 0, length * 0.6), (0, 0, length)],
+                [thick * 1.1, thick * 1.2, thick * 0.85, thick],
+            ),
+            handle,
+        )
+    ]
     kind = rng.integers(3)
     if kind == 0:  # mallet
         parts.append(Part(cylinder(0.17, -0.3, 0.3).turned("y", 90).moved(z=length), head))
     elif kind == 1:  # claw or pick
         parts.append(Part(box((0.24, 0.18, 0.18), (0, 0, length), 0.02), head))
         parts.append(Part(cylinder(0.1, -0.32, -0.1, 0.085).turned("y", 90).moved(z=length), head))
-        parts.append(Part(tube(curve([(0.1, 0, length), (0.28, 0, length + 0.01), (0.42, 0, length - 0.1)]), [0.09] * 8 + [0.05] * 9), head))  # type: ignore[arg-type]
+        parts.append(
+            Part(
+                tube(
+                    curve([(0.1, 0, length), (0.28, 0, length + 0.01), (0.42, 0, length - 0.1)]),
+                    [0.09] * 8 + [0.05] * 9,
+                ),
+                head,
+            )
+        )
     else:  # axe
-        blade = prism([(-0.05, -0.12), (0.1, -0.12), (0.36, -0.28), (0.41, 0.0), (0.36, 0.28), (0.1, 0.12), (-0.05, 0.12)], -0.045, 0.045)
+        blade = prism(
+            [(-0.05, -0.12), (0.1, -0.12), (0.36, -0.28), (0.41, 0.0), (0.36, 0.28), (0.1, 0.12), (-0.05, 0.12)],
+            -0.045,
+            0.045,
+        )
         parts.append(Part(blade.turned("x", 90).moved(z=length - 0.06), head))
         parts.append(Part(box((0.2, 0.16, 0.22), (-0.03, 0, length - 0.06), 0.02), head))
     return parts
@@ -953,7 +1152,11 @@ def clock(rng: Rng) -> list[Part]:
     face = plain(rng, (0.96, 0.95, 0.9))
     hand = Material((0.08, 0.08, 0.1), roughness=0.4)
     r, deep = 0.5, rng.uniform(0.14, 0.24)
-    body = cylinder(r, -deep / 2, deep / 2, segments=56).turned("x", 90) if rng.random() < 0.6 else box((1.0, deep, 1.0), (0, 0, 0), 0.03)
+    body = (
+        cylinder(r, -deep / 2, deep / 2, segments=56).turned("x", 90)
+        if rng.random() < 0.6
+        else box((1.0, deep, 1.0), (0, 0, 0), 0.03)
+    )
     parts = [Part(body, case), Part(cylinder(r * 0.86, 0, deep / 2 + 0.015, segments=56).turned("x", 90), face)]
     front = -deep / 2 - 0.02
     for k in range(12):
@@ -987,11 +1190,16 @@ def dumbbell(rng: Rng) -> list[Part]:
 
 def umbrella(rng: Rng) -> list[Part]:
     count = 8
-    cloth = Material(bright(rng), any_color(rng), lambda p: np.floor((np.arctan2(p[:, 1], p[:, 0]) / (2 * math.pi) + 0.5) * count) % 2, roughness=0.8)
+    cloth = Material(
+        bright(rng),
+        any_color(rng),
+        lambda p: np.floor((np.arctan2(p[:, 1], p[:, 0]) / (2 * math.pi) + 0.5) * count) % 2,
+        roughness=0.8,
+    )
     stick = wood(rng)
     r, tall = 0.65, rng.uniform(0.22, 0.34)
     height = rng.uniform(0.9, 1.1)
-    dome = [(r * math.sin(a) , height + tall * math.cos(a)) for a in np.linspace(math.pi / 2, 0, 14)]
+    dome = [(r * math.sin(a), height + tall * math.cos(a)) for a in np.linspace(math.pi / 2, 0, 14)]
     dome[-1] = (0.0, height + tall)
     under = [(max(x - 0.02, 0.0), z - 0.03) for x, z in reversed(dome)]
     under[0], under[-1] = (0.0, height + tall - 0.035), (r - 0.03, height)
@@ -1044,13 +1252,16 @@ def teapot(rng: Rng) -> list[Part]:
     material = _ceramic(rng)
     r, h = rng.uniform(0.38, 0.48), rng.uniform(0.55, 0.7)
     outer = curve([(r * 0.6, 0.0), (r, h * 0.45), (r * 0.55, h)], 10)
-    parts = [Part(lathe([(0, 0), *outer, (0, h)]), material)]  # type: ignore[list-item]
+    parts = [Part(lathe([(0, 0), *outer, (0, h)]), material)]
     lid = material if rng.random() < 0.5 else plain(rng)
-    parts += [Part(lathe([(0, h - 0.02), (r * 0.58, h - 0.02), (r * 0.5, h + 0.05), (0, h + 0.1)]), lid), Part(ball((0.06, 0.06, 0.06), (0, 0, h + 0.13)), lid)]
+    parts += [
+        Part(lathe([(0, h - 0.02), (r * 0.58, h - 0.02), (r * 0.5, h + 0.05), (0, h + 0.1)]), lid),
+        Part(ball((0.06, 0.06, 0.06), (0, 0, h + 0.13)), lid),
+    ]
     spout = curve([(r * 0.8, 0, h * 0.3), (r * 1.3, 0, h * 0.5), (r * 1.45, 0, h * 0.8), (r * 1.7, 0, h * 0.95)])
-    parts.append(Part(tube(spout, list(np.linspace(0.11, 0.05, len(spout)))), material))  # type: ignore[arg-type]
+    parts.append(Part(tube(spout, list(np.linspace(0.11, 0.05, len(spout)))), material))
     handle = curve([(-r * 0.65, 0, h * 0.88), (-r * 1.4, 0, h * 0.9), (-r * 1.55, 0, h * 0.5), (-r * 0.9, 0, h * 0.25)])
-    parts.append(Part(tube(handle, 0.045), material))  # type: ignore[arg-type]
+    parts.append(Part(tube(handle, 0.045), material))
     return parts
 
 
@@ -1059,14 +1270,24 @@ def rocket(rng: Rng) -> list[Part]:
     height, r = rng.uniform(1.1, 1.5), rng.uniform(0.18, 0.26)
     outer = curve([(r * 0.7, 0.1), (r, height * 0.4), (r * 0.8, height * 0.7), (r * 0.4, height * 0.9)])
     nose = curve([(r * 0.4, height * 0.9), (r * 0.2, height * 0.97), (0.0, height * 1.03)])
-    parts = [Part(lathe([(0, 0.1), *outer, (0, height * 0.9)]), body), Part(lathe([(0, height * 0.89), *((max(a, 0.0), b) for a, b in nose)]), accent)]  # type: ignore[list-item, misc]
+    parts = [
+        Part(lathe([(0, 0.1), *outer, (0, height * 0.9)]), body),
+        Part(lathe([(0, height * 0.89), *((max(a, 0.0), b) for a, b in nose)]), accent),
+    ]
     parts.append(Part(cylinder(r * 0.5, 0.0, 0.12, r * 0.35), metal(rng)))
     count = int(rng.integers(3, 5))
-    fin = prism([(r * 0.5, 0.12), (r * 2.0, -0.1), (r * 2.1, 0.1), (r * 0.8, height * 0.4)], -0.03, 0.03).turned("x", 90)
+    fin = prism([(r * 0.5, 0.12), (r * 2.0, -0.1), (r * 2.1, 0.1), (r * 0.8, height * 0.4)], -0.03, 0.03).turned(
+        "x", 90
+    )
     for k in range(count):
         parts.append(Part(fin.turned("z", 360 * k / count + 90), accent))
     parts.append(Part(cylinder(r * 0.42, 0, r * 1.03).turned("x", 90).moved(z=height * 0.58), metal(rng)))
-    parts.append(Part(cylinder(r * 0.32, 0, r * 1.07).turned("x", 90).moved(z=height * 0.58), Material((0.3, 0.5, 0.7), roughness=0.1)))
+    parts.append(
+        Part(
+            cylinder(r * 0.32, 0, r * 1.07).turned("x", 90).moved(z=height * 0.58),
+            Material((0.3, 0.5, 0.7), roughness=0.1),
+        )
+    )
     return parts
 
 

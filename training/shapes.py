@@ -1,6 +1,6 @@
 """Solids that the procedural objects are put together from: closed meshes that know what is inside of them.
 
-Object frame as everywhere: z up, the front of an object towards -y.  Lengths have no unit until an object is normalised.
+Object frame as everywhere: z up, the front of an object towards -y.  Lengths have no unit before an object is scaled.
 """
 
 from __future__ import annotations
@@ -204,9 +204,7 @@ def loft(rings: Sequence[Array]) -> Solid:
         first = ring * n
         fan = np.stack([np.full(n - 2, first), first + np.arange(1, n - 1), first + np.arange(2, n)], 1)
         caps.append(fan[:, ::-1] if flip else fan)
-    return Solid(
-        *_cleaned(vertices, np.concatenate([_bands(len(rings), n), *caps])), lambda p: np.zeros(len(p), bool)
-    )
+    return Solid(*_cleaned(vertices, np.concatenate([_bands(len(rings), n), *caps])), lambda p: np.zeros(len(p), bool))
 
 
 def rod(a: Point, b: Point, radius: float, end: float | None = None, segments: int = 14) -> Solid:

@@ -1,6 +1,6 @@
 """Contact sheets: pictures side by side, to be looked at.
 
-    python -m training.sheets objects FOLDER [FAMILY ...]     what the families look like
+python -m training.sheets objects FOLDER [FAMILY ...]     what the families look like
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def objects(folder: Path, families: Sequence[str]) -> None:
 
 def _look(family: str, seed: int) -> Image.Image:
     thing = make(family, seed)
-    coords, _, _, attrs = voxelise(thing, 256)
+    coords, *_, attrs = voxelise(thing, 256)
     view = draw_view(np.random.default_rng(seed))
     return cutout(surface_of(thing, coords, attrs, 256, "cpu"), View(**{**vars(view), "light": seed % 4}), 2 * TILE)
 

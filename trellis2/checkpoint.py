@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .models.conditioning import DINOV2_REPOSITORIES, ImageEncoder, load_image_encoder
+from .models.conditioning import DINOV2_REPOSITORIES, ImageEncoder, SmallImageEncoder, load_image_encoder
 from .models.flow import Flow, FlowConfig
 from .models.matting import BiRefNet, MattingConfig
 from .models.structure_vae import StructureDecoder, StructureEncoder, StructureVaeConfig
@@ -64,7 +64,7 @@ class Checkpoint:
 
     source: str
     models: Mapping[str, nn.Module]
-    image_encoder: ImageEncoder
+    image_encoder: ImageEncoder | SmallImageEncoder
     structure_sampler: SamplerOptions
     shape_sampler: SamplerOptions
     texture_sampler: SamplerOptions
@@ -276,8 +276,11 @@ def _left_out(source: Source) -> list[str]:
 
 
 def _flow(args: dict[str, Any]) -> nn.Module:
-    fixed = {"pe_mode": "rope", "share_mod": True, "qk_rms_norm": True, "qk_rms_norm_cross": True}
-    _expect(args, fixed)
+    positions = args.pop("pe_mode", None)
+    if positions not in ("rope", "rope+ape"):
+        raise ValueError(f"pe_mode={positions!r} is not supported, only 'rope' and 'rope+ape'")
+    args["absolute_positions"] = positions == "rope+ape"
+    _expect(args, {"share_mod": True, "qk_rms_norm": True, "qk_rms_norm_cross": True})
     head_channels = args.pop("num_head_channels", 64)
     if args.get("num_heads") is None:
         args["num_heads"] = args["model_channels"] // head_channels
@@ -364,7 +367,7 @@ def _normalization(entry: Mapping[str, Any]) -> Normalization:
     return Normalization(mean, std)
 
 
-def _image_encoder(source: Source, entry: Mapping[str, Any]) -> ImageEncoder:
+def _image_encoder(source: Source, entry: Mapping[str, Any]) -> ImageEncoder | SmallImageEncoder:
     name = entry["args"]["model_name"]
     local = source.folder / name if source.folder is not None else None
     where = str(local) if local is not None and local.is_dir() else DINOV2_REPOSITORIES.get(name, name)

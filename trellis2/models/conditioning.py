@@ -1,13 +1,20 @@
-"""A picture -> image tokens, by a DINOv3 or DINOv2 vision transformer from ``transformers``."""
+"""A picture -> image tokens, by a DINOv3 or DINOv2 vision transformer from ``transformers``, or by a small network of
+our own that is trained with the flows."""
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,12 +59,91 @@ class ImageEncoder(nn.Module):
         return out
 
 
-def load_image_encoder(kind: str, source: str) -> ImageEncoder:
+@dataclass(frozen=True)
+class SmallEncoderConfig:
+    """Facts of a checkpoint. image_size: side in pixels, a multiple of 16; stem: channels of the first convolutions."""
+
+    image_size: int
+    channels: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    stem: tuple[int, int, int]
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> SmallEncoderConfig:
+        """Raises KeyError and TypeError where keys are missing or unknown."""
+        return cls(**{**value, "stem": tuple(value["stem"])})
+
+
+class SmallImageEncoder(nn.Module):
+    """Convolutions down to 1/16 of the side, then a small transformer (after Xiao et al. 2021).
+
+    The tokens are a class token, which also says which size the caller asked for, and the patches; they leave through
+    a layer norm without weights, as those of ``ImageEncoder`` do.
+    """
+
+    def __init__(self, config: SmallEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (3, *config.stem, config.channels)
+        stem: list[nn.Module] = []
+        for first, second in itertools.pairwise(widths):
+            stem += [nn.Conv2d(first, second, 3, stride=2, padding=1), nn.GroupNorm(1, second), nn.GELU()]
+        self.stem = nn.Sequential(*stem[:-1])
+        side = config.image_size // 16
+        self.positions = nn.Parameter(torch.zeros(1, side * side, config.channels))
+        self.class_tokens = nn.Parameter(torch.zeros(2, config.channels))  # for 512 pixels and for more
+        self.blocks = nn.ModuleList(
+            _EncoderBlock(config.channels, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+
+    def forward(self, pixels: Tensor, fine: bool | Tensor = False) -> Tensor:
+        """pixels: (B, 3, S, S) float32 in [0, 1]; fine: the caller asked for more than 512 pixels, for all or each of
+        the pictures.  Returns (B, 1 + (S / 16)^2, C) float32."""
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+        patches = self.stem((pixels - mean) / std).flatten(2).transpose(1, 2) + self.positions
+        which = torch.as_tensor(fine, device=pixels.device).long().expand(len(pixels))
+        x = torch.cat([self.class_tokens[which][:, None], patches], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return F.layer_norm(x, x.shape[-1:])
+
+    def encode(self, image: Image.Image, size: int) -> Tensor:
+        """Tokens (1, L, C) of an RGB picture; of ``size``, only whether it is above 512 counts."""
+        side = self.config.image_size
+        resized = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+        out: Tensor = self(pixels.to(self.positions.device), size > 512)
+        return out
+
+
+class _EncoderBlock(nn.Module):
+    def __init__(self, channels: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        hidden = int(channels * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+def load_image_encoder(kind: str, source: str) -> ImageEncoder | SmallImageEncoder:
     """Load the encoder that pipeline.json names.
 
-    kind: "DinoV3FeatureExtractor" or "DinoV2FeatureExtractor". source: a folder or a hub id.  Raises KeyError on
-    another kind, and what ``transformers`` raises (OSError, ValueError) when the files are missing or damaged.
+    kind: "DinoV3FeatureExtractor", "DinoV2FeatureExtractor" or "SmallImageEncoder". source: a folder or a hub id (not
+    for the last).  Raises KeyError on another kind, and OSError or ValueError when the files are missing or damaged.
     """
+    if kind == "SmallImageEncoder":
+        return _load_small(Path(source))
     import transformers
 
     if Path(source).is_dir():  # nothing to wait for, and two bars on one terminal cross each other
@@ -67,3 +153,17 @@ def load_image_encoder(kind: str, source: str) -> ImageEncoder:
     if kind == "DinoV2FeatureExtractor":
         return ImageEncoder(transformers.AutoModel.from_pretrained(source), DINOV2_SIZE)
     raise KeyError(kind)
+
+
+def _load_small(folder: Path) -> SmallImageEncoder:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        encoder = SmallImageEncoder(SmallEncoderConfig.of_json(config))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not of a SmallImageEncoder: {error}") from error
+    state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+    try:
+        encoder.load_state_dict(state, strict=True)
+    except RuntimeError as error:  # its first line only says that there was an error
+        raise ValueError(" ".join(str(error).split())) from error
+    return encoder

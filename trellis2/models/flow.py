@@ -32,11 +32,16 @@ from trellis2.voxels import Grid
 
 TIMESTEP_CHANNELS = 256
 TIMESTEP_PERIOD = 10000.0
+POSITION_PERIOD = 100.0  # of absolute positions: grids have at most 96 tokens along an axis
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Facts of a checkpoint. ``resolution`` is that of the token grid."""
+    """Facts of a checkpoint. ``resolution`` is that of the token grid.
+
+    ``absolute_positions``: add waves of the coordinates to the tokens, beside rotary positions. The published
+    checkpoints do without; small networks learn much faster with them.
+    """
 
     resolution: int
     in_channels: int
@@ -48,6 +53,7 @@ class FlowConfig:
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     rope_freq: tuple[float, float] = (1.0, 10000.0)
+    absolute_positions: bool = False
 
 
 class SelfAttention(nn.Module):
@@ -192,7 +198,10 @@ class Flow(nn.Module):
         head_dim = self.config.model_channels // self.config.num_heads
         phases = rotary_phases(grid.coords[:, 1:], head_dim, self.config.rope_freq)
         modulation = self.adaLN_modulation(self.t_embedder(t)).to(self.dtype)
-        h = self.input_layer(x).to(self.dtype)
+        h = self.input_layer(x)
+        if self.config.absolute_positions:
+            h = h + position_waves(grid.coords[:, 1:], h.shape[1])
+        h = h.to(self.dtype)
         cond = None if cond is None else cond.to(self.dtype)
         change = None
         with fast_attention(h.device):
@@ -202,6 +211,17 @@ class Flow(nn.Module):
             h = torch.addcmul(h, *change)
         out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
         return out
+
+
+def position_waves(coords: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of coordinates (T, 3), a third of the channels for each axis (Vaswani et al. 2017).
+
+    Returns (T, channels) float32; channels that are left over are zero.
+    """
+    waves = channels // 6
+    scale = torch.arange(waves, dtype=torch.float32, device=coords.device) / waves
+    angles = coords.float()[:, :, None] * POSITION_PERIOD**-scale
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1), (0, channels - 6 * waves))
 
 
 def _per_token(rows: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -1,0 +1,162 @@
+"""Write a checkpoint in the published layout from the averages of the four runs.
+
+    python -m training.export --runs FOLDER --out weights/embedded [--facts FILE]
+
+FOLDER holds structure_vae.safetensors, shape_vae.safetensors, texture_vae.safetensors and flows.safetensors.
+facts: JSON with what the model card says about training and metrics, see ``card``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .train import read_average
+
+RUNS = ("structure_vae", "shape_vae", "texture_vae", "flows")
+MODELS = {
+    "sparse_structure_flow_model": ("flows", "structure"),
+    "sparse_structure_decoder": ("structure_vae", "decoder"),
+    "shape_slat_flow_model_512": ("flows", "shape"),
+    "shape_slat_flow_model_1024": ("flows", "shape"),
+    "shape_slat_decoder": ("shape_vae", "decoder"),
+    "tex_slat_flow_model_512": ("flows", "texture"),
+    "tex_slat_flow_model_1024": ("flows", "texture"),
+    "tex_slat_decoder": ("texture_vae", "decoder"),
+}
+"""Name in pipeline.json: run and network.  One flow serves both resolutions: the files are there once."""
+ENCODER = "image_encoder"
+SAMPLERS = {  # guidance strength, rescale, interval, rescale_t
+    "sparse_structure": (3.0, 0.5, (0.2, 1.0), 3.0),
+    "shape_slat": (2.0, 0.3, (0.2, 1.0), 3.0),
+    "tex_slat": (1.0, 0.0, (0.6, 0.9), 3.0),
+}
+STEPS = 12
+
+
+def export(runs: Mapping[str, Path], out: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write the checkpoint. runs: averages by the names of ``RUNS``. facts: for the model card, which needs them.
+
+    Raises KeyError where a run or a network is missing.
+    """
+    loaded = {name: read_average(runs[name]) for name in RUNS}
+    configs = {name: json.loads(metadata["config"])["models"] for name, (_, metadata) in loaded.items()}
+    (out / "ckpts").mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, (run, network) in MODELS.items():
+        stem = f"{run}_{network}" if run != "flows" else f"{network}_flow"
+        paths[name] = f"ckpts/{stem}"
+        entry = configs[run][network]
+        _write_json(out / f"ckpts/{stem}.json", {"name": entry["name"], "args": entry["args"]})
+        save_file(_network(loaded[run][0], network), out / f"ckpts/{stem}.safetensors")
+    (out / ENCODER).mkdir(exist_ok=True)
+    _write_json(out / ENCODER / "config.json", configs["flows"][ENCODER]["args"])
+    save_file(_network(loaded["flows"][0], ENCODER), out / ENCODER / "model.safetensors")
+    normalization = json.loads(loaded["flows"][1]["normalization"])
+    _write_json(out / "pipeline.json", pipeline(paths, normalization))
+    if facts is not None:
+        (out / "README.md").write_text(card(facts, size(out)), encoding="utf-8")
+
+
+def _network(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    found = {k[len(name) + 1 :]: v.to(torch.float16) for k, v in state.items() if k.startswith(f"{name}.")}
+    if not found:
+        raise KeyError(name)
+    return found
+
+
+def pipeline(paths: Mapping[str, str], normalization: Mapping[str, Any]) -> dict[str, Any]:
+    """pipeline.json"""
+    args: dict[str, Any] = {"models": dict(paths)}
+    for stage, (strength, rescale, interval, rescale_t) in SAMPLERS.items():
+        params = {
+            "steps": STEPS,
+            "guidance_strength": strength,
+            "guidance_rescale": rescale,
+            "guidance_interval": list(interval),
+            "rescale_t": rescale_t,
+        }
+        args[f"{stage}_sampler"] = {
+            "name": "FlowEulerGuidanceIntervalSampler",
+            "args": {"sigma_min": 1e-5},
+            "params": params,
+        }
+    args["shape_slat_normalization"] = normalization["shape"]
+    args["tex_slat_normalization"] = normalization["texture"]
+    args["image_cond_model"] = {"name": "SmallImageEncoder", "args": {"model_name": ENCODER}}
+    args["default_pipeline_type"] = "512"
+    return {"name": "Trellis2ImageTo3DPipeline", "args": args}
+
+
+def size(folder: Path) -> float:
+    """Megabytes of a checkpoint's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def card(facts: Mapping[str, Any], megabytes: float) -> str:
+    """The model card.
+
+    facts: "cost" (a sentence: hardware, hours, date), "steps" ({run: steps}), "metrics" (rows of name, target, seen,
+    held_out) as ``training.evaluate`` writes them, and "limits" (sentences).
+    """
+    rows = "\n".join(f"| {m['name']} | {m['target']} | {m['seen']} | {m['held_out']} |" for m in facts["metrics"])
+    steps = ", ".join(f"{run} {count:,}" for run, count in facts["steps"].items())
+    limits = "\n".join(f"- {text}" for text in facts["limits"])
+    return f"""# Embedded checkpoint
+
+A small TRELLIS.2 that this project trained from nothing ({megabytes:.1f} MB), so that everybody sees the whole chain
+work on a CPU. Its classes, its layout and the code that runs it are those of the published model
+(`microsoft/TRELLIS.2-4B`), but it is hundreds of times smaller and knows toys, furniture, vessels, vehicles and
+letters, not the world. For pictures of real things use the published model.
+
+| | |
+|---|---|
+| Data | procedural objects in 30 families (`training/objects.py`), drawn from seeds; no other data, no other model |
+| Training | {facts["cost"]} |
+| Steps | {steps} |
+| Input | one picture of one object; the image encoder sees 256 x 256 pixels |
+| Presets | `512` (made for it), `1024`, `1024_cascade`, `1536_cascade` |
+| Precision | float16 files; float32 on a CPU |
+| Licence | that of this repository |
+
+## Measured
+
+200 test objects of seen families and 20 of two families that training never saw (`training/test_objects.json`), seed 0.
+
+| | target | seen families | held-out families |
+|---|---|---|---|
+{rows}
+
+## Limits
+
+{limits}
+
+`training/README.md` says how it was made and how to make it again.
+"""
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="training.export", description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--facts", type=Path)
+    args = parser.parse_args(argv)
+    facts = None if args.facts is None else json.loads(args.facts.read_text(encoding="utf-8"))
+    export({name: args.runs / f"{name}.safetensors" for name in RUNS}, args.out, facts)
+    sys.stdout.write(f"{args.out}: {size(args.out):.1f} MB\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""Make training data: python -m training.make_data --out FOLDER [--workers N] [--device cuda]
+
+Worker processes write one numbered .npz after the other until they are stopped or ``--count`` are there; training reads
+them as they come.  The same numbers give the same objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .data import PICTURE, build, draw, draw_view
+
+logger = logging.getLogger("training")
+
+
+def make_one(out: Path, split: str, index: int, views: int, fine: float, device: str, side: int = PICTURE) -> None:
+    """Write object ``index`` of a split, if it is not there yet."""
+    path = out / f"{index:07d}.npz"
+    if path.exists():
+        return
+    family, seed = draw(split, index)
+    rng = np.random.default_rng([seed, 5])
+    resolution = 1024 if rng.random() < fine else 512
+    build(family, seed, resolution, [draw_view(rng) for _ in range(views)], device, side).save(path)
+
+
+def _work(worker: int, args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    for index in range(args.first + worker, args.first + args.count, args.workers):
+        try:
+            make_one(args.out, args.split, index, args.views, args.fine, args.device, args.picture)
+        except Exception:
+            logger.exception("object %d was left out", index)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="training.make_data", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
+    parser.add_argument("--first", type=int, default=0, help="number of the first object")
+    parser.add_argument("--count", type=int, default=1 << 24)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--views", type=int, default=4, help="pictures of each object")
+    parser.add_argument("--fine", type=float, default=0.0, help="share of objects at resolution 1024 instead of 512")
+    parser.add_argument("--picture", type=int, default=PICTURE, help="side of a picture, in pixels")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(level=logging.INFO)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(k, args)) for k in range(args.workers)]
+    for worker in workers:
+        worker.start()
+    started = time.monotonic()
+    while any(worker.is_alive() for worker in workers):
+        workers[0].join(30)
+        made = sum(1 for _ in args.out.glob("*.npz"))
+        logger.info("%d objects, %.0f s", made, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,365 @@
+"""Train: torchrun --nproc_per_node GPUS -m training.train CONFIG --data FOLDER --out FOLDER
+
+One process a GPU (without torchrun, one process on a GPU or on the CPU). The out folder gets log.csv, preview.jpg and
+NAME.safetensors, the moving averages of all trained networks in half precision, which is small and enough to go on
+from.  With --state, the whole state is kept too, from which a run goes on as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from .optim import MasterWeights, MovingAverage, clipper_of, optimizer_of
+from .previews import preview
+from .trainers import Objective, build_objective
+
+logger = logging.getLogger("training")
+
+SHARDS = 8
+LOADERS = 4  # threads that read files
+PATIENCE = 1800  # seconds to wait for the first objects
+
+
+class Pool:
+    """The objects of a folder, in memory; those that are written later join when they are there.
+
+    Files go to ``SHARDS`` shards by their number.  A batch takes its k-th object from shard k mod SHARDS, so that a
+    process which trains on every n-th object of a batch needs only the shards that these come from.
+    """
+
+    def __init__(self, folder: Path, kind: Any, shards: Sequence[int] | None, capacity: int, wait: int) -> None:
+        """kind: has ``load(path)``. shards: those that this process needs, None for one shard of everything.
+        capacity: objects to keep. wait: objects to have before this returns."""
+        self.folder, self.kind, self.capacity = folder, kind, capacity
+        self.sharded = shards is not None
+        self.items: dict[int, list[Any]] = {shard: [] for shard in shards or [0]}
+        self._seen: set[Path] = set()
+        started = time.monotonic()
+        while not self._ready(wait):
+            if not self._load(wait):
+                if time.monotonic() - started > PATIENCE:
+                    raise SystemExit(f"{folder} has {len(self)} objects after half an hour; {wait} are needed.")
+                time.sleep(1)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return sum(len(items) for items in self.items.values())
+
+    def pick(self, slot: int, generator: torch.Generator) -> Any:
+        """An object for one place in a batch."""
+        items = self.items[slot % SHARDS if self.sharded else 0]
+        return items[int(torch.randint(len(items), (1,), generator=generator))]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _ready(self, wait: int) -> bool:
+        return len(self) >= min(wait, self.capacity) and all(self.items.values())
+
+    def _watch(self) -> None:
+        while not self._stop.wait(3):
+            while len(self) < self.capacity and not self._stop.is_set() and self._load(self.capacity):
+                pass
+
+    def _load(self, wanted: int) -> bool:
+        """Read some of the files that are new, in their order.  Returns whether there were any."""
+        new = []
+        for path in sorted(self.folder.glob("*.npz")):
+            shard = int(path.stem) % SHARDS if self.sharded else 0
+            if path not in self._seen and shard in self.items:
+                new.append((shard, path))
+        new = new[: max(min(wanted, self.capacity) - len(self), 0) or 1][: 8 * LOADERS]
+        self._seen.update(path for _, path in new)
+        with ThreadPoolExecutor(LOADERS) as readers:
+            for (shard, _), item in zip(new, readers.map(lambda pair: self.kind.load(pair[1]), new), strict=True):
+                self.items[shard].append(item)
+        return bool(new)
+
+
+class Run:
+    """A training run in one of ``world`` processes."""
+
+    def __init__(
+        self, config: Mapping[str, Any], data: Path, device: torch.device, *, rank: int = 0, world: int = 1
+    ) -> None:
+        self.config, self.device, self.rank, self.world = config, device, rank, world
+        args = config["trainer"]["args"]
+        self.args = args
+        self.seed = int(args.get("seed", 0))
+        self.objective = build_objective(config, data, self.seed)
+        if device.type == "cuda":
+            for network in self.objective.models.values():
+                if hasattr(network, "set_dtype"):
+                    network.set_dtype(torch.bfloat16)
+        self.objective.to(device)
+        named = dict(self.objective.models.named_parameters())
+        # Masters come from what was drawn in float32 where that differs: the draw is repeated, not rounded.
+        self.masters = MasterWeights(named)
+        if device.type == "cuda":
+            exact = dict(build_objective(config, data, self.seed).models.named_parameters())
+            self.masters.load_state_dict({name: value.detach() for name, value in exact.items()})
+        self.average = MovingAverage(self.masters.state_dict(), float(args.get("ema_rate", [0.9999])[0]))
+        self.optimizer = optimizer_of(args["optimizer"], self.masters.masters)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.clipper = clipper_of(args.get("grad_clip", 1.0))
+        self.step = 0
+        self.warm_from = 0  # the step at which the optimiser was new
+        self.local: Any = self.objective
+        if world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.local = DistributedDataParallel(self.objective, device_ids=ids, gradient_as_bucket_view=False)
+
+    @property
+    def batch(self) -> int:
+        """Objects in a step, over all processes."""
+        return int(self.args["batch_size_per_gpu"]) * self.world
+
+    def shards(self) -> list[int] | None:
+        """Those that this process needs, None where batches are too small for them."""
+        if self.batch % SHARDS or SHARDS % self.world:
+            return None
+        return [shard for shard in range(SHARDS) if shard % self.world == self.rank]
+
+    def train_step(self, pool: Pool) -> dict[str, float]:
+        """One update.  Returns the terms of this process's part of the batch, their gradient's norm among them."""
+        slots = range(self.rank, self.batch, self.world)
+        generators = [torch.Generator().manual_seed((self.seed << 48) + (self.step << 16) + slot) for slot in slots]
+        items = [pool.pick(slot, g) for slot, g in zip(slots, generators, strict=True)]
+        split = int(self.args.get("batch_split", 1))
+        sums: dict[str, Tensor] = {}
+        for part in range(split):
+            chosen = slice(part * len(items) // split, (part + 1) * len(items) // split)
+            last = part == split - 1
+            if self.world > 1 and not last:
+                with self.local.no_sync():
+                    terms = self._backward(items[chosen], generators[chosen], len(items))
+            else:
+                terms = self._backward(items[chosen], generators[chosen], len(items))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value
+        self.masters.take_gradients()
+        norm = self.clipper(self.masters.masters.values())
+        warm = min(1.0, (self.step - self.warm_from + 1) / max(int(self.args.get("warmup_steps", 0)), 1))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * warm
+        if torch.isfinite(torch.tensor(norm)):
+            self.optimizer.step()
+        else:
+            logger.warning("step %d: the gradient is not finite; left out", self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.masters.fill()
+        self.step += 1
+        self.average.update(self.masters.state_dict(), self.step)
+        return {**{name: float(value) for name, value in sums.items()}, "grad_norm": norm}
+
+    def _backward(self, items: Sequence[Any], generators: Sequence[torch.Generator], total: int) -> dict[str, Tensor]:
+        terms = self.local(items, generators)
+        share = len(items) / total
+        (terms["loss"] * share).backward()
+        return {name: value.detach() * share for name, value in terms.items()}
+
+    # -----------------------------------------------------------------------------------------------------------
+    # files
+
+    def save_average(self, path: Path) -> None:
+        """All networks in float16 with the config and the step; the old file stays until the new one is whole."""
+        state = {name: value.to(torch.float16).cpu().contiguous() for name, value in self.average.values.items()}
+        metadata = {"config": json.dumps(self.config), "step": str(self.step)}
+        if hasattr(self.objective, "shape_mean"):
+            metadata["normalization"] = json.dumps(self.normalization())
+        part = path.with_suffix(".part")
+        save_file(state, part, metadata=metadata)
+        part.rename(path)
+
+    def normalization(self) -> dict[str, dict[str, list[float]]]:
+        return {
+            name: {key: getattr(self.objective, f"{name}_{key}").tolist() for key in ("mean", "std")}
+            for name in ("shape", "texture")
+            if hasattr(self.objective, f"{name}_mean")
+        }
+
+    def load_average(self, path: Path, *, strict: bool = True) -> None:
+        """Go on from ``save_average``: its weights become the masters' and the average's, its step the run's; the
+        optimiser starts anew and so does its warm-up.  Not strict: take the tensors that fit, from step 0."""
+        state, metadata = read_average(path)
+        masters = self.masters.state_dict()
+        if not strict:
+            fitting = {k: v for k, v in state.items() if k in masters and v.shape == masters[k].shape}
+            logger.info("%s: %d of %d tensors fit", path, len(fitting), len(masters))
+            state = {**masters, **fitting}
+        self.masters.load_state_dict({name: value.to(self.device) for name, value in state.items()})
+        self.average = MovingAverage(self.masters.state_dict(), self.average.rate)
+        self.step = self.warm_from = int(metadata["step"]) if strict else 0
+
+    def save_state(self, path: Path) -> None:
+        """Everything: from ``load_state`` on, a run makes the same steps as if it had not stopped."""
+        state = {
+            "step": self.step,
+            "warm_from": self.warm_from,
+            "masters": self.masters.state_dict(),
+            "average": self.average.values,
+            "optimizer": self.optimizer.state_dict(),
+            "norms": list(self.clipper.norms),
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.rename(path)
+
+    def load_state(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.step, self.warm_from = state["step"], state["warm_from"]
+        self.masters.load_state_dict(state["masters"])
+        self.average.values = {name: value.clone() for name, value in state["average"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.clipper.norms.extend(state["norms"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[Objective]:
+        """The objective with the averages for weights, as long as the block lasts."""
+        with torch.no_grad():
+            for name, parameter in self.masters.parameters.items():
+                parameter.copy_(self.average.values[name])
+            try:
+                yield self.objective.eval()
+            finally:
+                self.objective.train()
+                self.masters.fill()
+
+
+def read_average(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors in float32 by name ("encoder.input_layer.weight"), and the metadata of ``Run.save_average``."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name).float() for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+class Log:
+    """log.csv: one row every few steps, means since the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.since = time.monotonic()
+
+    def add(self, terms: Mapping[str, float]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def write(self, step: int, batch: int, objects: int) -> None:
+        now = time.monotonic()
+        rate = self.count * batch / max(now - self.since, 1e-9)
+        row = {"step": step, **{name: value / self.count for name, value in self.sums.items()}}
+        row |= {"objects_per_second": rate, "pool": objects}
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, row)
+            if new:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+        text = " ".join(f"{k}={v:.4g}" for k, v in row.items() if k != "step")
+        logger.info("step %d %s", step, text)
+        self.sums, self.count, self.since = {}, 0, now
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="training.train", description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path, help="a training config: models, dataset, trainer")
+    parser.add_argument("--data", type=Path, required=True, help="folder of .npz files, from make_data or encode")
+    parser.add_argument("--out", type=Path, required=True, help="folder for averages, log and previews")
+    parser.add_argument("--state", type=Path, help="folder for the whole state; a run there goes on where it stopped")
+    parser.add_argument("--resume", type=Path, help="averages (.safetensors) to go on from")
+    parser.add_argument("--vae", type=Path, help="folder of the VAEs' averages, with which flows preview whole objects")
+    parser.add_argument("--start", type=Path, help="averages to start from: those tensors that fit")
+    parser.add_argument("--steps", type=int, help="stop after this many steps; max_steps of the config otherwise")
+    parser.add_argument("--minutes", type=float, help="stop after this many minutes")
+    parser.add_argument("--save-minutes", type=float, default=3.0, help="how often averages are written")
+    parser.add_argument("--capacity", type=int, default=4000, help="objects that one process keeps in memory")
+    parser.add_argument("--wait", type=int, default=64, help="objects to wait for before the first step")
+    args = parser.parse_args(argv)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        train(args, device, rank, world)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def train(args: argparse.Namespace, device: torch.device, rank: int, world: int) -> None:
+    started = time.monotonic()
+    config = json.loads(args.config.read_text(encoding="utf-8"))
+    name = args.config.stem
+    run = Run(config, args.data, device, rank=rank, world=world)
+    first = rank == 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    state = None if args.state is None else args.state / f"{name}.pt"
+    if state is not None:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    if state is not None and state.is_file():
+        run.load_state(state)
+    elif args.resume is not None:
+        run.load_average(args.resume)
+    elif args.start is not None:
+        run.load_average(args.start, strict=False)
+    pool = Pool(args.data, run.objective.item, run.shards(), args.capacity, args.wait)
+    last = args.steps if args.steps is not None else int(config["trainer"]["args"]["max_steps"])
+    log, saved = Log(args.out / "log.csv"), time.monotonic()
+    every = config["trainer"]["args"]
+    while run.step < last:
+        log.add(run.train_step(pool))
+        if first and run.step % int(every.get("i_log", 100)) == 0:
+            log.write(run.step, run.batch, len(pool))
+        if first and run.step % int(every.get("i_sample", 1000)) == 0:
+            preview(run, pool, args.out / f"{name}.jpg", args.vae)
+        minutes = (time.monotonic() - started) / 60
+        over = args.minutes is not None and minutes > args.minutes
+        if world > 1:  # all stop at the same step
+            flag = torch.tensor(float(over), device=device)
+            if run.step % 10 == 0:
+                dist.all_reduce(flag)
+            over = run.step % 10 == 0 and bool(flag > 0)
+        if first and (time.monotonic() - saved > 60 * args.save_minutes or over or run.step == last):
+            run.save_average(args.out / f"{name}.safetensors")
+            if state is not None:
+                run.save_state(state)
+            saved = time.monotonic()
+        if over:
+            break
+    if first:
+        preview(run, pool, args.out / f"{name}.jpg", args.vae)
+    pool.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
