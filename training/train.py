@@ -104,7 +104,7 @@ class Run:
     def __init__(
         self, config: Mapping[str, Any], data: Path, device: torch.device, *, rank: int = 0, world: int = 1
     ) -> None:
-        self.config, self.device, self.rank, self.world = config, device, rank, world
+        self.config, self.data, self.device, self.rank, self.world = config, data, device, rank, world
         args = config["trainer"]["args"]
         self.args = args
         self.seed = int(args.get("seed", 0))

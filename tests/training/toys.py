@@ -1,4 +1,4 @@
-"""The trainers' configs at toy size, and a few objects at resolution 64."""
+"""The trainers' configs at toy size, and a few objects at resolution 32."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from training.data import PICTURE, build
+from training.data import build
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 OBJECTS = (("mug", 3), ("stool", 1), ("glyph", 2), ("lamp", 5))
-RESOLUTION = 64
+RESOLUTION = 32
 CHANNELS = [16, 16, 16, 16, 16]
 
 
@@ -47,8 +47,8 @@ def write_objects(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for index, (family, seed) in enumerate(OBJECTS):
         sample = build(family, seed, RESOLUTION)
-        picture = torch.zeros(1, PICTURE, PICTURE, 3, dtype=torch.uint8)
-        picture[:, 64:192, 64:192] = torch.randint(0, 255, (3,), generator=torch.Generator().manual_seed(seed))
+        picture = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+        picture[:, 8:24, 8:24] = torch.randint(0, 255, (3,), generator=torch.Generator().manual_seed(seed))
         object.__setattr__(sample, "pictures", picture)
         sample.save(folder / f"{index:07d}.npz")
     return folder
