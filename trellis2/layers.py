@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -107,13 +108,18 @@ class SparseConv3d(nn.Module):
 
 
 def parts(count: int) -> list[slice]:
-    """Cut ``range(count)`` at multiples of ``SEGMENT``, whatever memory there is: results do not depend on it."""
+    """Cut ``range(count)`` at multiples of ``SEGMENT``, whatever memory there is: results do not depend on it.
+
+    With gradients there is one part: everything is kept for them in any case, and each part's would cost as much.
+    """
+    if torch.is_grad_enabled():
+        return [slice(0, count)] if count else []
     return [slice(first, min(first + SEGMENT, count)) for first in range(0, count, SEGMENT)]
 
 
 def by_parts(body: Callable[[slice], Tensor], count: int) -> Tensor:
     """Join ``body``'s rows of each of ``parts(count)``, so that what it makes on the way stays small."""
-    if count <= SEGMENT:
+    if count <= SEGMENT or torch.is_grad_enabled():
         return body(slice(0, count))
     first, *others = parts(count)
     rows = body(first)
@@ -167,11 +173,30 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
 
     q: (Tq, H, D); k, v: (Tk, H, D), packed with the given lengths.  Returns (Tq, H, D).
     """
-    items = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in item))[0].transpose(0, 1)
-        for item in zip(q.split(list(q_lengths)), k.split(list(k_lengths)), v.split(list(k_lengths)), strict=True)
-    ]
-    return items[0] if len(items) == 1 else torch.cat(items)
+    if len(q_lengths) == 1:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+    # All items in one call, the shorter ones padded.
+    (q_rows, q_most), (k_rows, k_most) = (_padded_rows(tuple(n), q.device) for n in (q_lengths, k_lengths))
+    items = len(q_lengths)
+    mask = None
+    if min(k_lengths) < k_most:
+        mask = torch.zeros(items * k_most, dtype=torch.bool, device=q.device)
+        mask[k_rows] = True
+        mask = mask.view(items, 1, 1, k_most).expand(-1, 1, q_most, -1)
+    q, k, v = (
+        x.new_zeros(items * most, *x.shape[1:]).index_copy(0, rows, x).unflatten(0, (items, most)).transpose(1, 2)
+        for x, rows, most in ((q, q_rows, q_most), (k, k_rows, k_most), (v, k_rows, k_most))
+    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(0, 1)[q_rows]
+
+
+@lru_cache(maxsize=16)
+def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
+    """Where packed rows go when each item takes as many as the longest, and how many that are."""
+    most = max(lengths)
+    rows = [torch.arange(n) + item * most for item, n in enumerate(lengths)]
+    return torch.cat(rows).to(device), most
 
 
 def _fusible(x: Tensor) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from .conv import weight_gradient
+
 if TYPE_CHECKING:
     from .conv import ConvPlan
 
@@ -45,11 +47,8 @@ class Convolution(torch.autograd.Function):
         # Being a neighbour is mutual: what came in through a tap goes back through the opposite one.
         back = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
         to_feats = convolve(whole, plan, back, weight.new_zeros(len(back)), 0, len(feats))
-        to_weight = torch.zeros_like(weight).flatten(1, 3)
-        for tap, row in enumerate(plan.neighbors):
-            hit = row >= 0
-            to_weight[:, tap] = whole[plan.order[hit]].T @ feats[row[hit]]
-        return to_feats, None, to_weight.view_as(weight), gradient.sum(dim=0), None, None
+        to_weight = weight_gradient(whole, feats, plan).view_as(weight).to(weight.dtype)
+        return to_feats, None, to_weight, gradient.sum(dim=0), None, None
 
 
 def convolve(feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
