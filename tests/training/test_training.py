@@ -1,4 +1,4 @@
-"""Each trainer at toy size: learns one batch, goes on where it stopped, gives the same in two processes, and exports."""
+"""Each trainer at toy size: learns one batch, goes on where it stopped, is the same in two processes, and exports."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import trellis2.pipeline
 from tests.training import toys
 from training.encode import encode
 from training.export import RUNS, export
 from training.train import Pool, Run, main, read_average
 from training.trainers import Latents
+from trellis2.options import GenerateOptions
+from trellis2.pipeline import Pipeline
+from trellis2.voxels import Grid
 
 ROOT = Path(__file__).resolve().parents[2]
 VAES = ("structure_vae", "shape_vae", "texture_vae")
@@ -116,17 +121,25 @@ def test_halves_of_a_batch_add_up(objects: Path) -> None:
     """Two processes get the gradients of one, because terms are means over objects: here by accumulation."""
     averages = []
     for split in (1, 2):
-        run = steps(started(toys.config("shape_vae", batch_split=split), objects), 1)
-        averages.append(run.average.values)
+        config = linear(toys.config("shape_vae", batch_split=split))
+        averages.append(steps(started(config, objects), 1).average.values)
+    fresh = started(toys.config("shape_vae"), objects).average.values
+    assert max(float((fresh[key] - value).abs().max()) for key, value in averages[0].items()) > 1e-3
     for key, value in averages[0].items():
-        assert torch.allclose(value, averages[1][key], atol=1e-5), key
+        assert torch.allclose(value, averages[1][key], atol=1e-6), key
+
+
+def linear(config: dict[str, Any]) -> dict[str, Any]:
+    """Let the first steps grow with the gradient: Adam's own only have its sign, however small it is."""
+    config["trainer"]["args"]["optimizer"]["args"].update(lr=0.1, eps=10.0)
+    return config
 
 
 def test_two_processes_do_what_one_does(objects: Path, latents: Path, tmp_path: Path) -> None:
     name, data = "flows", latents
     results = []
     for world in (1, 2):
-        config = toys.config(name)
+        config = linear(toys.config(name))
         config["trainer"]["args"].update(batch_size_per_gpu=4 // world, i_log=1)
         path = tmp_path / f"{world}" / f"{name}.json"
         path.parent.mkdir()
@@ -144,15 +157,11 @@ def test_two_processes_do_what_one_does(objects: Path, latents: Path, tmp_path: 
             assert done.returncode == 0, done.stderr
         results.append(read_average(path.parent / f"{name}.safetensors")[0])
     for key, value in results[0].items():
-        assert torch.allclose(value, results[1][key], atol=2e-4), key
+        assert torch.allclose(value, results[1][key], atol=1e-4, rtol=2e-3), key  # files are in half precision
 
 
-def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path) -> None:
+def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of four runs become a checkpoint of the published layout, and the pipeline generates with it."""
-    from trellis2.errors import InputError
-    from trellis2.options import GenerateOptions
-    from trellis2.pipeline import Pipeline
-
     config = toys.config("flows")
     run = steps(started(config, latents), 1)
     config["models"]["structure"]["args"]["resolution"] = 8  # toys train on 2^3; the weights are the same
@@ -169,12 +178,16 @@ def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path) -> None:
     cond = pipeline.condition(image.convert("RGB"), 512)
     assert cond.shape == (1, 5, 32)
     assert not torch.equal(cond, pipeline.condition(image.convert("RGB"), 1024))
-    try:
-        asset = pipeline.generate(image, GenerateOptions(pipeline_type="512", sparse_structure_steps=1)).asset
-    except InputError as error:  # an untrained structure may be empty, which is an answer as well
-        assert "no object" in str(error) or "empty surface" in str(error)
-    else:
-        assert asset.mesh.vertices.isfinite().all()
+    # Nobody knows how much an untrained structure fills: the cells of an object instead.
+    cells = torch.nn.functional.pad(Latents.load(latents / "0000000.npz").coords.int(), (1, 0))
+    monkeypatch.setattr(trellis2.pipeline, "structure_grid", lambda logits, side: Grid(cells))
+    shape = pipeline.checkpoint.models["shape_slat_decoder"]
+    for block in shape.modules():
+        if hasattr(block, "to_subdiv"):
+            block.to_subdiv.bias.fill_(5.0)
+    asset = pipeline.generate(image, GenerateOptions(pipeline_type="512")).asset
+    assert len(asset.material.coords) == len(cells) * 16**3
+    assert asset.material.attrs.isfinite().all()
 
 
 def test_flow_latents_are_kept(latents: Path) -> None:
