@@ -124,7 +124,7 @@ def test_halves_of_a_batch_add_up(objects: Path) -> None:
         config = linear(toys.config("shape_vae", batch_split=split))
         averages.append(steps(started(config, objects), 1).average.values)
     fresh = started(toys.config("shape_vae"), objects).average.values
-    assert max(float((fresh[key] - value).abs().max()) for key, value in averages[0].items()) > 1e-3
+    assert max(float((fresh[key] - value).abs().max()) for key, value in averages[0].items()) > 1e-4
     for key, value in averages[0].items():
         assert torch.allclose(value, averages[1][key], atol=1e-6), key
 
