@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.machinery
 import json
 import os
 import subprocess
@@ -175,6 +176,7 @@ def _attention_stand_in() -> Any:
         return out
 
     module: Any = types.ModuleType("flash_attn")
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)  # transformers asks for it
     module.flash_attn_func = dense
     module.flash_attn_kvpacked_func = lambda q, kv: dense(q, *kv.unbind(2))
     module.flash_attn_qkvpacked_func = lambda qkv: dense(*qkv.unbind(2))

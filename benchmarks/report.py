@@ -95,6 +95,14 @@ def section(results: dict[str, Any]) -> str:
         lines += _memory_table(ours, theirs, streamed, moved)
     if capped:
         lines += _cap_table(capped)
+    if "throughput" in results:
+        found = results["throughput"]
+        one, together = found["assets_a_minute"].values()
+        lines += [
+            f"{found['gpus']} GPUs of one host, each with a process of its own, made {together:.1f} assets a minute "
+            f"(`{found['preset']}`, GLB and video), one alone {one:.1f}: {found['share_of_ideal']:.0%} of the ideal.",
+            "",
+        ]
     notes = sorted({note for run in theirs.values() for note in run.get("deviations", [])})
     if notes:
         lines += ["The original was measured with these differences: " + "; ".join(notes) + ".", ""]
@@ -122,7 +130,9 @@ def _overview(ours: dict[str, Run], theirs: dict[str, Run]) -> list[str]:
             ]
         )
     head = ["preset", "tokens", "voxels", "image to asset", "original", "image to GLB and video", "original"]
-    return _table([*head, "floor of the flows", "flows / floor"], rows)
+    head += ["floor of the flows", "flows / floor"]
+    known = [column for column in range(len(head)) if any(row[column] != "-" for row in rows)]
+    return _table([head[c] for c in known], [[row[c] for c in known] for row in rows])
 
 
 def _stage_table(ours: dict[str, Run], theirs: dict[str, Run]) -> list[str]:
@@ -133,12 +143,16 @@ def _stage_table(ours: dict[str, Run], theirs: dict[str, Run]) -> list[str]:
         row = []
         for preset in presets:
             pair = [run.get("stages", {}).get(stage) for run in (ours[preset], theirs.get(preset, {}))]
-            row.append(" / ".join(f"{1000 * p['median']:,.0f}" if p else "-" for p in pair) if any(pair) else "")
+            row.append(" / ".join(f"{1000 * p['median']:,.0f}" for p in pair if p))
         if any(row):
             rows.append([stage, *row])
     if not rows:
         return []
-    return ["Milliseconds of each stage, ours / original:", "", *_table(["stage", *(f"`{p}`" for p in presets)], rows)]
+    return [
+        "Milliseconds of each stage, ours / original where it was measured:",
+        "",
+        *_table(["stage", *(f"`{p}`" for p in presets)], rows),
+    ]
 
 
 def _memory_table(*kinds: dict[str, Run]) -> list[str]:
