@@ -142,8 +142,9 @@ def _stage_table(ours: dict[str, Run], theirs: dict[str, Run]) -> list[str]:
     for stage in STAGES:
         row = []
         for preset in presets:
-            pair = [run.get("stages", {}).get(stage) for run in (ours[preset], theirs.get(preset, {}))]
-            row.append(" / ".join(f"{1000 * p['median']:,.0f}" for p in pair if p))
+            mine, other = (run.get("stages", {}).get(stage) for run in (ours[preset], theirs.get(preset, {})))
+            cells = [f"{1000 * one['median']:,.0f}" if one else "-" for one in ((mine, other) if other else (mine,))]
+            row.append(" / ".join(cells) if mine or other else "")
         if any(row):
             rows.append([stage, *row])
     if not rows:
