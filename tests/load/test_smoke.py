@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
-    "name", ["many_requests", "kill_nine", "hostile_uploads", "disk_full", "openapi_fuzz", "two_workers"]
+    "name", ["many_requests", "kill_nine", "hostile_uploads", "disk_full", "openapi_fuzz", "two_workers", "health"]
 )
 def test_smoke(name: str) -> None:
     if name == "openapi_fuzz" and not (os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")):

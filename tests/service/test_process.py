@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,26 @@ def test_the_shell_examples(service: Running, tmp_path: Path) -> None:
     printed = run(ROOT / "client_examples.sh", "http://localhost:8000", service=service, cwd=tmp_path)
     assert "100% 3D generation completed successfully" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output.glb", "output.mp4", "preview.png"]
+
+
+def test_every_command_of_the_readme(service: Running, tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text().split("## Service\n")[1].split("\n## ")[0]
+    for name in ("assets", "client_examples.py", "sync_client_examples.py", "client_examples.sh"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    first, *blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert [line.split()[:2] for line in first.splitlines()] == [["pip", "install"], ["python", "api.py"]]
+    printed = ""
+    for block in blocks:
+        python = block.replace("python ", f"{sys.executable} ")
+        printed += run("bash", "-euo", "pipefail", "-c", python, service=service, cwd=tmp_path)
+        if "output.glb" in block:
+            assert read_glb(tmp_path / "output.glb")
+    assert printed.count('"status":"completed"') >= 3
+    assert "All output files of the job are deleted" in printed
+    (program,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "output.mp4").unlink()
+    assert "100% completed" in run(sys.executable, "-c", program, service=service, cwd=tmp_path)
+    assert (tmp_path / "output.mp4").exists()
 
 
 @pytest.mark.slow

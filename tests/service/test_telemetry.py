@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 
 from trellis2.service import telemetry
@@ -47,3 +53,38 @@ def test_the_spans_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shape.end_time <= texture.start_time
     assert inside is not None
     assert f"{job.context.span_id:016x}" in inside
+
+
+def test_a_worker_sends_its_spans() -> None:
+    """In a process of its own, because a tracer is set once."""
+    heard: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        program = (
+            "from trellis2.service.telemetry import job_spans, trace_worker\n"
+            "trace_worker()\n"
+            f"with job_spans({PARENT!r}, job_id='a-job') as began:\n"
+            "    began('shape')\n"
+        )
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+        }
+        subprocess.run([sys.executable, "-c", program], env=os.environ | environment, check=True, timeout=120)
+        server.shutdown()
+        thread.join()
+    assert {path for path, _ in heard} == {"/v1/traces"}
+    body = b"".join(body for _, body in heard)
+    assert b"a-job" in body
+    assert b"stage shape" in body

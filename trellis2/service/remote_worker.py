@@ -26,6 +26,7 @@ from .logs import log_as_json
 from .runner import CANCEL, GIVE_BACK, Live, Runner, Work
 from .settings import Settings
 from .storage import open_storage
+from .telemetry import trace_worker
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class RemoteWorker:
 
     def start(self) -> None:
         """Take a GPU and load the model; ends the process, with a sentence in the log, where that is not possible."""
+        trace_worker()
         try:
             self._storage = open_storage(self._settings.data, self._settings.storage)
             self._gpu = take_gpu(self._redis, self._name, self._settings.lease_seconds)

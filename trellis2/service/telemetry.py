@@ -30,6 +30,22 @@ def fastapi_settings() -> Any:
     }
 
 
+def trace_worker() -> None:
+    """Send the spans of a process without FastAPI, which sees to its own, to OTEL_EXPORTER_OTLP_ENDPOINT."""
+    if not _INSTALLED or not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        return  # the extra telemetry is not installed
+    provider = TracerProvider()  # OTEL_SERVICE_NAME and the like are read here
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
 def current_trace() -> str | None:
     """Where we are in a trace, as a traceparent; None where nobody traces."""
     if not _INSTALLED:
