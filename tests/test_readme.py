@@ -59,7 +59,8 @@ def test_the_licence_of_everything_that_is_installed_is_told() -> None:
 def test_the_python_example_runs(
     checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    section = README.read_text().split("## Python\n")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(README.parent)
     for mine, ours in (("weights/embedded", checkpoint_folder), ('"out"', f'"{tmp_path}"')):
         assert mine in example

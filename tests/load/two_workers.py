@@ -228,7 +228,7 @@ def killed_worker(one: Site) -> list[str]:
 
 def main() -> None:
     smoke = "--smoke" in sys.argv[1:]
-    with site(1.0 if smoke else 3.0) as one:
+    with site(0.6 if smoke else 3.0) as one:
         wrong = throughput(one, *((6, 1.5) if smoke else (20, LEAST_GAIN)))
         wrong += cancelled(one)
         wrong += killed_redis(one, "lost")

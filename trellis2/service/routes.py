@@ -285,7 +285,7 @@ def _failure(code: int, detail: str, job: Job) -> JSONResponse:
 
 async def _queue_full(service: Service) -> HTTPException:
     seconds = await run_in_threadpool(service.store.usual_seconds) or USUAL_SECONDS
-    headers = {"Retry-After": str(math.ceil(seconds))}
+    headers = {"Retry-After": str(math.ceil(seconds / max(1, service.worker.count)))}
     return HTTPException(429, f"{service.settings.queue_limit} jobs wait already; try again later.", headers)
 
 
