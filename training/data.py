@@ -240,13 +240,17 @@ def diagonals(surface: Surface, coords: Tensor, offsets: Tensor, crossed: Tensor
     return out
 
 
-def buried(thing: Thing, points: np.ndarray, owner: np.ndarray, margin: float) -> np.ndarray:
-    """Whether points (P, 3) of the surface lie inside of other parts, at least about ``margin`` deep."""
-    result = thing.hidden(points, owner)
-    for step in np.concatenate([np.eye(3), -np.eye(3)]) * margin:
-        rows = np.flatnonzero(result)
-        result[rows] = thing.hidden(points[rows] + step, owner[rows])
-    return result
+def buried(thing: Thing, points: np.ndarray, owner: np.ndarray, voxel: float) -> np.ndarray:
+    """Whether points (P, 3) of the surface cannot be seen: a voxel deep in another part, or between two that touch."""
+    inside_another = thing.hidden(points, owner)
+    between = np.ones(len(points), bool)
+    nobody = np.full(len(points), -1)
+    for step in np.concatenate([np.eye(3), -np.eye(3)]):
+        rows = np.flatnonzero(inside_another)
+        inside_another[rows] = thing.hidden(points[rows] + step * voxel, owner[rows])
+        rows = np.flatnonzero(between)
+        between[rows] = thing.hidden(points[rows] + step * voxel * 3, nobody[rows])
+    return inside_another | between
 
 
 def surface_of(thing: Thing, coords: Tensor, attrs: Tensor, resolution: int, device: torch.device | str) -> Asset:

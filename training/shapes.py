@@ -70,7 +70,13 @@ def box(size: Point, center: Point = (0, 0, 0), bevel: float = 0.0) -> Solid:
 
     h = half[2]
     rings = [ring(bevel, -h), ring(0, bevel - h), ring(0, h - bevel), ring(bevel, h)]
-    return replace(loft(rings), inside=lambda p: (np.abs(p) < half).all(1)).moved(*center)
+
+    def inside(p: Array) -> Array:
+        past = np.abs(p) - (half - bevel)
+        pairs = np.maximum(past, 0) + np.maximum(np.roll(past, 1, axis=1), 0)
+        return (past < bevel).all(1) & (pairs < bevel).all(1)
+
+    return replace(loft(rings), inside=inside).moved(*center)
 
 
 def lathe(profile: Sequence[tuple[float, float]], segments: int = 48) -> Solid:

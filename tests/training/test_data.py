@@ -1,0 +1,136 @@
+"""The procedural data: equal seeds give equal objects, splits are disjoint, O-Voxels are what the networks take."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import shapes
+from training.data import (
+    LEVELS,
+    Sample,
+    build,
+    collate,
+    draw,
+    objects_to_test,
+    ordered,
+    pyramid,
+    write_objects_to_test,
+)
+from training.objects import FAMILIES, HELD_OUT, SEEN, make
+from training.shapes import ball, box, cushion, cylinder, lathe, prism, tube
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_fit_their_cube(family: str) -> None:
+    """Inside the cube, with sane materials, and the same from the same seed."""
+    first = make(family, 3)
+    again, other = (FAMILIES[family](np.random.default_rng(seed)) for seed in (3, 3))
+    vertices, faces, owner = first.mesh()
+    assert np.isfinite(vertices).all()
+    assert np.abs(vertices).max() <= 0.451
+    assert faces.max() < len(vertices)
+    assert len(owner) == len(faces)
+    for a, b in zip(again, other, strict=True):
+        assert np.array_equal(a.solid.vertices, b.solid.vertices)
+    centres = vertices[faces].mean(1).astype(float)
+    material = first.material(centres, owner)
+    assert material.min() >= 0
+    assert material.max() <= 1
+    assert (np.ptp(vertices, axis=0) > 0.02).all()
+
+
+def test_families_are_many_and_two_are_never_drawn() -> None:
+    assert len(SEEN) >= 15
+    assert len(HELD_OUT) == 2
+    drawn = {draw("train", index)[0] for index in range(400)}
+    assert drawn == set(SEEN)
+    seeds = [{draw(split, index)[1] for index in range(50)} for split in ("train", "validation", "test")]
+    assert sum(len(part) for part in seeds) == len(set.union(*seeds))
+
+
+def test_list_of_test_objects_is_the_one_that_the_code_writes(tmp_path: Path) -> None:
+    write_objects_to_test(tmp_path / "list.json")
+    kept = Path(inspect.getfile(make)).with_name("test_objects.json").read_text()
+    assert (tmp_path / "list.json").read_text() == kept
+    seen, held_out = objects_to_test("seen"), objects_to_test("held_out")
+    assert (len(seen), len(held_out)) == (200, 20)
+    assert {entry["family"] for entry in held_out} == set(HELD_OUT)
+    assert not {entry["family"] for entry in seen} & set(HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("solid", "volume"),
+    [
+        (box((1, 2, 3)), 6.0),
+        (box((1, 1, 1), bevel=0.1).moved(0.3, 0, 0), 1 - 0.06),
+        (cylinder(0.5, 0, 2, segments=96), np.pi / 2),
+        (ball((1, 0.5, 0.25), steps=48), np.pi / 6),
+        (lathe([(0, 0), (1, 0), (1, 1), (0.5, 1), (0.5, 0.5), (0, 0.5)], 96), np.pi * (1 - 0.125)),
+        (prism([(0, 0), (2, 0), (2, 2), (1, 0.5), (0, 2)], 0, 1), 2.5),
+        (tube([(0, 0, 0), (0, 0, 2)], 0.5, segments=96), np.pi / 2),
+        (cushion((1, 1, 1), square=1.0, steps=32), np.pi / 6),
+        (box((1, 1, 2)).turned("x", 40).scaled(-1, 1, 1), 2.0),
+    ],
+)
+def test_solids_are_closed_and_know_their_inside(solid: shapes.Solid, volume: float) -> None:
+    """By the divergence theorem their faces enclose the right volume, outwards; by counting, so does ``inside``."""
+    corners = solid.vertices[solid.faces]
+    enclosed = np.einsum("ni,ni->n", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6
+    assert enclosed == pytest.approx(volume, rel=0.02)
+    low, high = solid.vertices.min(0), solid.vertices.max(0)
+    points = np.random.default_rng(0).uniform(low, high, (40000, 3))
+    assert solid.inside(points).mean() * np.prod(high - low) == pytest.approx(volume, rel=0.05)
+
+
+def test_buried_surface_is_left_out() -> None:
+    """A stool's legs end in its seat: no voxel lies deep inside of the seat."""
+    thing = make("stool", 5)
+    sample = build("stool", 5, 128)
+    points = (sample.coords.double() + sample.offsets.double() / 255) / 128 - 0.5
+    nobody = np.full(len(points), -1)
+    deep = thing.hidden(points.numpy(), nobody)
+    for step in np.concatenate([np.eye(3), -np.eye(3)]) * 5 / 128:
+        deep &= thing.hidden(points.numpy() + step, nobody)
+    assert deep.mean() < 1e-3  # the ends of the legs alone would be ten times as many
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return build("mushroom", 2, 64)
+
+
+def test_pyramid_is_what_grids_do_themselves(sample: Sample) -> None:
+    """Its steps are those of ``Grid.subdivide`` and, up to the order of rows, of ``Grid.coarser``."""
+    coords = torch.nn.functional.pad(sample.coords.int(), (1, 0))
+    steps = pyramid(coords)
+    assert len(steps) == LEVELS
+    for step in steps:
+        keep = torch.zeros(len(step.coarse), 8, dtype=torch.bool)
+        keep[step.parent, step.child] = True
+        assert torch.equal(step.coarse.subdivide(keep).fine.coords, step.fine.coords)
+        assert step.fine.coarser is step
+        plain = type(step.fine)(step.fine.coords).coarser
+        assert torch.equal(plain.coarse.coords[plain.parent], step.coarse.coords[step.parent])
+        assert torch.equal(plain.child, step.child)
+    assert torch.equal(steps[-1].fine.coords, coords)
+    assert torch.equal(ordered(sample.coords, LEVELS), torch.arange(len(coords)))
+
+
+def test_samples_come_back_and_join(sample: Sample, tmp_path: Path) -> None:
+    sample.save(tmp_path / "0.npz")
+    loaded = Sample.load(tmp_path / "0.npz")
+    for name in ("coords", "offsets", "crossed", "splits", "attrs", "pictures"):
+        assert torch.equal(getattr(loaded, name), getattr(sample, name)), name
+    batch = collate([sample, loaded])
+    assert batch.grid.lengths == (len(sample.coords),) * 2
+    assert batch.dual.offsets.min() >= 0
+    assert batch.dual.offsets.max() <= 1
+    assert batch.dual.crossed.any(dim=0).all()
+    matters, _ = batch.splits
+    assert 0 < matters.float().mean() < 0.9
+    assert torch.equal(batch.attrs[: len(sample.coords)], batch.attrs[len(sample.coords) :])
