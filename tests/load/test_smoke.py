@@ -20,7 +20,7 @@ def test_smoke(name: str) -> None:
     if name == "openapi_fuzz" and not (os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")):
         pytest.skip("needs schemathesis: see openapi_fuzz.py")
     command = [sys.executable, HERE / f"{name}.py", "--smoke"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if result.returncode == 77:
         pytest.skip("needs the right to mount a tmpfs in a namespace")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -255,7 +255,8 @@ def test_what_workers_did_while_the_service_was_away_counts(
     (folders[0] / "preview.png").write_bytes(b"PNG")
     storage.publish(ids[0], folders[0])
     outcome = {"status": "completed", "seed": 1, "timings": {}, "warnings": [], "files": ["preview.png"], "bytes": 3}
-    assert done.report(ENDED, outcome=outcome)
+    redis.rpush(EVENTS, "no JSON", "[]", '{"event": "started"}')
+    assert done.report(ENDED, outcome=outcome | {"of_a_later_version": 1})
     with start_service(tmp_path, loaded=False, redis=server.url) as client:
         job = job_after(client, ids[0], "completed")
         assert client.get(job["preview_image_url"]).content == b"PNG"

@@ -30,7 +30,7 @@ from .broker import (
 )
 from .capacity import Memory
 from .jobs import RUNNING, Job, JobStore
-from .runner import Live
+from .runner import OUTCOME, Live
 from .settings import Settings
 from .storage import Storage
 from .worker import HOUSEKEEPING_INTERVAL, RETRY_INTERVAL, Bell, Workforce
@@ -122,7 +122,10 @@ class Cluster(Workforce):
             pipeline.mget([key("live", ""), *(key("live", job_id) for job_id in ids)])
             events, waiting, waiting_again, (_, *leases), (_, *lives) = pipeline.execute()
         for event in events:
-            self._handle(json.loads(event))
+            try:
+                self._handle(json.loads(event))
+            except (ValueError, TypeError, KeyError):
+                logger.exception("A worker said something that means nothing")  # its job's lease will expire
         if events:
             self._redis.ltrim(EVENTS, len(events), -1)
         now = time.monotonic()
@@ -155,7 +158,8 @@ class Cluster(Workforce):
             self._leave(job_id)
             logger.info("Given back by a worker that stops", extra={"job_id": job_id})
         elif kind == ENDED:
-            outcome = event["outcome"]
+            # Of all that a worker of another version may tell.
+            outcome = {name: event["outcome"][name] for name in OUTCOME if name in event["outcome"]}
             self._finish(job_id, outcome)
             self._leave(job_id)
             logger.info("Ended: %s", outcome.get("error") or outcome["status"], extra={"job_id": job_id})

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
+from uuid import UUID
 
 from celery import Celery, signals
 from redis import Redis, RedisError
@@ -44,7 +45,8 @@ def worker_app(settings: Settings) -> Celery:
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator]
     def generate(job_id: str, attempt: int, options: dict[str, Any], seconds: float, trace: str | None) -> None:
-        worker.work(Work(job_id, options, seconds, trace), attempt)
+        # Paths are made of it, and what is in Redis is only as safe as Redis is.
+        worker.work(Work(str(UUID(job_id)), options, seconds, trace), attempt)
 
     # Kept by reference: Celery would forget them.
     signals.setup_logging.connect(_log, weak=False)

@@ -42,6 +42,9 @@ NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 NO_STORE = "The store of the service's files does not answer; try again later."
 UNEXPECTED = "The generation failed unexpectedly; the log of the service has the details under this job's id."
 
+OUTCOME = ("status", "seed", "timings", "warnings", "files", "bytes", "error", "error_kind")
+"""What there is to tell of a run that ended."""
+
 CANCEL: Final = "cancel"
 GIVE_BACK: Final = "give back"
 
@@ -108,8 +111,7 @@ class Runner:
         return free_memory(self._resting) if self.loaded else None
 
     def run(self, work: Work, stop: Callable[[], str | None], report: Callable[[Live], None]) -> dict[str, Any] | None:
-        """Run a job; returns how it ended: status, seed, timings, warnings, files, bytes, error, error_kind, those of
-        these that there are. None where it was given up.
+        """Run a job; returns how it ended, those of ``OUTCOME`` that there are; None where it was given up.
 
         stop: asked at every step; CANCEL ends the job as cancelled, GIVE_BACK gives it up. report: called at every
         step, which it must not delay.
