@@ -24,7 +24,7 @@ COPY api.py worker.py ./
 
 # Not as root; /data is where jobs, uploads and outputs are.
 RUN useradd --create-home --uid 1000 trellis2 && mkdir /data && chown trellis2 /data
-USER trellis2
+USER 1000
 ENV PYTHONUNBUFFERED=1 \
     TRELLIS2_DATA=/data \
     TRELLIS2_HOST=0.0.0.0 \
