@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import o_voxel
 import torch
 import trimesh
+from o_voxel import convert, io
 from o_voxel._native import library
 from o_voxel.closest import closest_point
 from o_voxel.sample import VoxelField
@@ -89,7 +89,7 @@ def run(source: trimesh.Trimesh, resolution: int, device: torch.device, repeat: 
     coords, dual, crossed = timed("mesh -> dual grid", lambda: geometry(source, resolution, device))
     also, attributes = timed(
         "mesh -> attributes",
-        lambda: o_voxel.convert.textured_mesh_to_volumetric_attr(source, grid_size=resolution, aabb=BOX, device=device),
+        lambda: convert.textured_mesh_to_volumetric_attr(source, grid_size=resolution, aabb=BOX, device=device),
     )
     if not torch.equal(coords, also):
         raise RuntimeError("Geometry and attributes have other voxels.")
@@ -102,9 +102,9 @@ def run(source: trimesh.Trimesh, resolution: int, device: torch.device, repeat: 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "asset.vxz"
         on_host = coords.cpu(), {name: value.cpu() for name, value in attributes.items()}
-        timed("write .vxz", lambda: o_voxel.io.write_vxz(str(file), *on_host), runs=1)
+        timed("write .vxz", lambda: io.write_vxz(str(file), *on_host), runs=1)
         megabytes = file.stat().st_size / 1e6
-        coords, attributes = timed("read .vxz", lambda: o_voxel.io.read_vxz(str(file)), runs=1)
+        coords, attributes = timed("read .vxz", lambda: io.read_vxz(str(file)), runs=1)
     say(f"  {'size of the file, MB':34}{megabytes:9.1f}")
     coords = coords.to(device)
     attributes = {name: value.to(device) for name, value in attributes.items()}
@@ -113,7 +113,7 @@ def run(source: trimesh.Trimesh, resolution: int, device: torch.device, repeat: 
     weights = torch.ones((len(coords), 1), device=device)
 
     def mesh(split_weight: Tensor | None, train: bool = False) -> tuple[Tensor, Tensor]:
-        return o_voxel.convert.flexible_dual_grid_to_mesh(
+        return convert.flexible_dual_grid_to_mesh(
             coords, offsets, flags, split_weight, aabb=BOX, grid_size=resolution, train=train
         )
 
@@ -131,7 +131,7 @@ def run(source: trimesh.Trimesh, resolution: int, device: torch.device, repeat: 
 def geometry(source: trimesh.Trimesh, resolution: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     vertices = torch.from_numpy(np.array(source.vertices, dtype=np.float32)).to(device)
     faces = torch.from_numpy(np.array(source.faces)).to(device)
-    made: tuple[Tensor, Tensor, Tensor] = o_voxel.convert.mesh_to_flexible_dual_grid(
+    made: tuple[Tensor, Tensor, Tensor] = convert.mesh_to_flexible_dual_grid(
         vertices, faces, grid_size=resolution, aabb=BOX, boundary_weight=0.2, regularization_weight=1e-2
     )
     return made

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not instal
 
 from benchmarks import __main__ as benchmark
 from benchmarks import leaks, models, original, report, serving
+from benchmarks import o_voxel as conversions
 from benchmarks.forced import forced, reduced
 from benchmarks.measure import GIB, Gauge, Stopwatch
 from benchmarks.ours import floor
@@ -232,6 +233,27 @@ def test_gauge_gives_the_peak_above_the_baseline(monkeypatch: pytest.MonkeyPatch
         assert done.wait(10)
     assert gauge.report()["peak_device_gib"] == 7
     assert gauge.report()["device_memory_by"] == "NVML, device in use less 2.00 GiB at the start"
+
+
+def test_conversions_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results.json"
+    small = ["--device", "cpu", "--resolution", "64", "--faces", "5000", "--texture", "32", "--repeat", "1"]
+    assert conversions.main([*small, "--json", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "mesh -> attributes" in said
+    results = json.loads(file.read_text())["results"]
+    assert 4000 < results["faces"] < 6000
+    assert {"mesh -> dual grid", "mesh -> attributes", "dual grid -> mesh"} <= set(results["seconds"])
+    assert results["round_trip"]["f"] == 1.0
+    assert 20 < results["round_trip"]["psnr"] < 60
+
+
+def test_the_ball_is_closed_but_for_its_seam() -> None:
+    ball = conversions.textured_ball(2000, 32)
+    assert len(ball.faces) == pytest.approx(2000, rel=0.1)
+    ball.merge_vertices(merge_tex=True, merge_norm=True)
+    assert ball.is_watertight
+    assert ball.volume > 0  # faces look outwards
 
 
 def test_original_is_refused_where_it_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
