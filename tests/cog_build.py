@@ -8,9 +8,9 @@ Cog's compiler flags, Cog itself, the run steps with the variables of the file, 
 prediction by Cog's own server, with the untrained model, and with ``--tests`` the whole test suite.
 
 What differs from a container: a virtual environment instead of the image, /var/cache/kernels lies beside it, and torch
-comes from PyPI.  Steps that compile CUDA run with ``--cuda`` only, which wants nvcc of the version in the file; without
-it o_voxel's C++ alone is compiled.  Steps whose git host cannot be reached are not run.  Each step says whether it ran,
-and the exit code is 0 if none failed.  It takes 10 GB of disk and 15 minutes or more.
+comes from PyPI.  Steps that compile CUDA run with ``--cuda`` only, which wants nvcc of the version in the file.  Steps
+whose git host cannot be reached are not run.  Each step says whether it ran, and the exit code is 0 if none failed.  It
+takes 10 GB of disk and 15 minutes or more.
 """
 
 from __future__ import annotations
@@ -138,17 +138,13 @@ def staged_requirements(folder: Path, config: dict[str, Any]) -> Path:
 
 def run_step(image: Image, command: str, *, cuda: bool) -> None:
     address = re.search(r"git\+(https://\S+?)@", command)
-    variables = {}
+    variables: dict[str, str] = {}
     if "--no-build-isolation" in command and not cuda:
         image.say("not run, needs nvcc", command)
         return
     if address and subprocess.run(["git", "ls-remote", address[1], "HEAD"], capture_output=True).returncode:
         image.say("not run, its repository cannot be reached", command)
         return
-    if "o_voxel.build --cuda" in command and not cuda:
-        image.say("not run, needs nvcc; instead:", command)
-        command = command.replace(" --cuda", "")
-        variables = {"CUDA_HOME": str(image.folder)}  # a toolkit of another version would be an error
     if "trellis2.prebuild" in command and not cuda:
         variables = {"TRITON_LIBCUDA_PATH": str(stub_of_the_driver(image.folder))}
     image.step(command, variables=variables)

@@ -53,6 +53,9 @@ def fetch() -> ModuleType:
     return module
 
 
+HUB_BEFORE_1 = huggingface_hub.__version__.startswith("0.")
+
+
 class Hub(ThreadingHTTPServer):
     """Repositories as files, with the hub's headers; large files are redirected to another host name."""
 
@@ -212,7 +215,10 @@ def hub(published: dict[str, bytes], fetch: ModuleType, monkeypatch: pytest.Monk
     server.shutdown()
     thread.join()
     server.server_close()
-    huggingface_hub.close_session()
+    if HUB_BEFORE_1:
+        huggingface_hub.utils.reset_sessions()
+    else:
+        huggingface_hub.close_session()
 
 
 @pytest.fixture
@@ -346,7 +352,7 @@ def test_a_busy_server_is_asked_again(run: Any, hub: Hub) -> None:
     hub.fault = lambda path, count, data: 503 if path == FLOW and count <= 2 else data
     code, log = run()
     assert code == 0
-    assert "attempt 3 of 6" in log
+    assert HUB_BEFORE_1 or "attempt 3 of 6" in log  # the older one asks again by itself
     assert len(hub.gets(FLOW)) == 3
 
 

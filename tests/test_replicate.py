@@ -28,7 +28,7 @@ from PIL import Image
 from replicate.exceptions import ModelError, ReplicateError
 from replicate.helpers import FileOutput
 from replicate.webhook import WebhookSigningSecret
-from replicate_shim import NAME, OWNER, ReplicateShim, replicate_shim
+from replicate_shim import NAME, OWNER, TOKEN, ReplicateShim, replicate_shim
 
 MODEL = f"{OWNER}/{NAME}"
 STAGES = ["prepare", "condition", "structure", "shape", "texture", "decode", "model", "video"]
@@ -362,6 +362,78 @@ def test_what_replicate_refuses_before_it_runs(shim: ReplicateShim, client: repl
     with pytest.raises(ReplicateError, match="token"):
         stranger.models.get(MODEL)
     stranger._client.close()
+
+
+# What docs/cog.md says
+
+
+def guide(language: str) -> list[str]:
+    """The guide's blocks in ``language``, with the name that the model has here."""
+    text = (ROOT / "docs" / "cog.md").read_text().replace("your-name/trellis2", MODEL)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def with_a_chair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chair.png").write_bytes(PICTURE)
+    return tmp_path
+
+
+def test_the_python_lines_of_the_guide(
+    with_a_chair: Path, client: replicate.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions = client.predictions
+    create = predictions.create
+    quick = QUICK | {"generate_model": True}
+    monkeypatch.setattr(predictions, "create", lambda model, input: create(model=model, input=quick | input))
+    monkeypatch.setattr(replicate, "run", lambda model, input: client.run(model, quick | input))
+    monkeypatch.setattr(replicate, "predictions", predictions)
+    opened: list[Any] = []  # the lines leave it to Python to close what they open
+    keep = lambda *where: opened.append(open(*where)) or opened[-1]  # noqa: E731, SIM115
+    exec("\n".join(guide("python")), {"open": keep})
+    for file in opened:
+        file.close()
+    assert (with_a_chair / "chair.glb").read_bytes()[:4] == b"glTF"
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "succeeded 1.0"
+    assert re.match(r"\{.*'model_file': '(https://|data:).*\} None \{.*'seed': 7", last)
+
+
+def test_the_javascript_lines_of_the_guide(with_a_chair: Path, shim: ReplicateShim) -> None:
+    (lines,) = guide("javascript")
+    assert "{ input: { image:" in lines
+    quick = json.dumps(QUICK | {"generate_model": True})
+    (with_a_chair / "lines.mjs").write_text(lines.replace("{ input: { image:", f"{{ input: {{ ...{quick}, image:"))
+    (with_a_chair / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
+    # Whatever address of Replicate it asks for, it reaches the stand-in.
+    (with_a_chair / "here.mjs").write_text(
+        f"""const elsewhere = globalThis.fetch;
+        const here = (url) => String(url).replace(/^https:\\/\\/(api\\.)?replicate\\.(com|delivery)/, "{shim.url}");
+        globalThis.fetch = (url, options) => elsewhere(here(url), options);"""
+    )
+    environment = os.environ | {"REPLICATE_API_TOKEN": TOKEN}
+    command = ["node", "--import", "./here.mjs", "lines.mjs"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (with_a_chair / "chair.glb").read_bytes()[:4] == b"glTF"
+
+
+def test_the_curl_lines_of_the_guide(shim: ReplicateShim) -> None:
+    (block,) = (block for block in guide("bash") if "/health-check" in block)
+    picture = f"{shim.url}/uploads/{shim.add_file('chair.png', 'image/png', PICTURE)['id']}"
+    start, *lines = block.replace("\\\n", "").splitlines()
+    assert start.startswith("docker run ")
+    quick = json.dumps(QUICK | {"return_no_background": True})[1:-1]
+    answers = []
+    for line in lines:
+        assert "http://localhost:5000/" in line
+        line = line.replace("http://localhost:5000", shim.cog.url).replace("https://example.com/chair.png", picture)
+        line = line.replace('"pipeline_type": "512"', quick)
+        answers.append(json.loads(subprocess.check_output(["bash", "-c", line], stderr=subprocess.DEVNULL)))
+    assert answers[0]["status"] == "READY"
+    assert answers[1]["status"] == "succeeded", answers[1]
+    assert answers[1]["output"]["no_background_image"].startswith("data:image/png;base64,")
 
 
 # One prediction and the next
