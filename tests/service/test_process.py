@@ -210,6 +210,32 @@ def test_a_second_service_is_refused(service: Running) -> None:
     result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
     assert "stop the other service that uses it" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+EMBEDDED = """
+import sys
+sys.modules.update(celery=None, kombu=None, redis=None, s3fs=None)
+import asyncio, pathlib
+from trellis2.service.app import create_app
+from trellis2.service.settings import Settings
+
+async def start(**settings):
+    app = create_app(Settings(data=pathlib.Path("data"), **settings))
+    async with app.router.lifespan_context(app):
+        print("started")
+
+asyncio.run(start())
+asyncio.run(start(redis="redis://localhost"))
+"""
+
+
+def test_the_default_needs_neither_celery_nor_redis(tmp_path: Path, checkpoint_folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRELLIS2_MODEL": str(checkpoint_folder)}
+    command = [sys.executable, "-c", EMBEDDED]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout == "started\n"
+    assert "TRELLIS2_REDIS needs the packages of the extra cluster" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ async def download(storage: Storage, job_id: str, name: str, headers: Headers) -
     """
     if isinstance(storage, Folder):
         path = storage.output(job_id, name)
-        if not path.exists():
+        if not await run_in_threadpool(path.exists):
             raise _gone()
         return FileResponse(path, media_type=FILES[name], headers=_CACHED)
     assert isinstance(storage, ObjectStore)

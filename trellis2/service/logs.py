@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from contextvars import ContextVar
 from datetime import datetime, timezone
 
 current_job: ContextVar[str | None] = ContextVar("current_job", default=None)
 """Id of the job that this thread or task works on; what the pipeline logs meanwhile carries it."""
+
+
+# The server logs the whole traceback where we say, in a sentence, why the service cannot start.
+_OURS = re.compile(r"\ATraceback .*\ntrellis2\.errors\.\w+: ", re.DOTALL)
 
 
 class JsonFormatter(logging.Formatter):
@@ -18,7 +23,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _OURS.sub("", record.getMessage()),
         }
         if (job_id := getattr(record, "job_id", None) or current_job.get()) is not None:
             line["job_id"] = job_id
