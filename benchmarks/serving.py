@@ -113,7 +113,10 @@ def _worker(options: argparse.Namespace) -> None:
     say(json.dumps({"ready": time.time() - float(os.environ["STARTED"])}))
     wishes = ours.small_options() if options.small else {}
     seconds: dict[str, list[float]] = {}
-    presets = [SEEN] * options.assets if options.assets > 1 else [SEEN, SEEN, SEEN, UNSEEN, UNSEEN, UNSEEN]
+    if options.assets > 1:
+        presets = [SEEN] * options.assets
+    else:
+        presets = [UNSEEN] if options.small else [SEEN] * 3 + [UNSEEN] * 3
     scenes = {preset: Scene(PRESETS[preset].resolution, device) for preset in set(presets)}
     with tempfile.TemporaryDirectory() as folder:
         for number, preset in enumerate(presets):
@@ -129,22 +132,20 @@ def _worker(options: argparse.Namespace) -> None:
 
 
 def _one(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds from the start of a process until its networks are loaded, and of its predictions, first to third."""
-    starts, first, warm = [], [], []
+    """Seconds from the start of a process until its networks are loaded, and of its first and third predictions."""
+    starts, seconds = [], []
     for _ in range(3):
-        ready, seconds = _start(options, 0).communicate("")[0].splitlines()
-        starts.append(json.loads(ready)["ready"])
-        runs = json.loads(seconds)
-        first.append(runs)
-        warm.append(runs)
+        ready, runs = map(json.loads, _start(options, 0).communicate("")[0].splitlines())
+        starts.append(ready["ready"])
+        seconds.append(runs)
     return {
         "ready_seconds": summary(starts),
         **{
             preset: {
-                "first_seconds": summary([run[preset][0] for run in first]),
-                "warm_seconds": summary([run[preset][2] for run in warm]),
+                "first_seconds": summary([runs[preset][0] for runs in seconds]),
+                "warm_seconds": summary([runs[preset][-1] for runs in seconds]),
             }
-            for preset in (SEEN, UNSEEN)
+            for preset in seconds[0]
         },
     }
 
