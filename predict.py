@@ -32,6 +32,7 @@ from cog import BaseModel, BasePredictor, Input, Path
 from trellis2.errors import InputError
 from trellis2.options import GenerateOptions, video_settings
 from trellis2.pipeline import Pipeline
+from trellis2.warmup import warm_up
 
 # Where the server leaves answers that were too large for its pipe; it never deletes them.
 SERVER_FILES = pathlib.Path("/tmp/coglet/predictions")
@@ -53,6 +54,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         self.outputs = pathlib.Path(tempfile.mkdtemp(prefix="trellis2-"))
         self.pipeline = Pipeline.from_pretrained()
         self.pipeline.load_matting()  # so that no prediction has to wait for it, or for a network
+        if self.pipeline.device.type == "cuda":
+            warm_up(self.pipeline)
 
     def predict(
         self,

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from trellis2.checkpoint import build_model
 from trellis2.options import GenerateOptions
 from trellis2.pipeline import PRESETS, Pipeline
+from trellis2.warmup import warm_up
 
 from . import measure, ours
 from .forced import forced, reduced
@@ -109,6 +110,8 @@ def _worker(options: argparse.Namespace) -> None:
     if options.small:
         reduced().__enter__()
     pipeline = Pipeline.from_pretrained(options.folder, device=device)
+    if device.type == "cuda":  # as the predictor and the service do
+        warm_up(pipeline)
     measure.synchronise()
     say(json.dumps({"ready": time.time() - float(os.environ["STARTED"])}))
     wishes = ours.small_options() if options.small else {}

@@ -91,8 +91,12 @@ class Runner:
         try:
             # Imported here, because torch takes seconds and the service should answer at once.
             from trellis2.pipeline import Pipeline
+            from trellis2.warmup import warm_up
 
-            self._pipeline = Pipeline.from_pretrained()
+            pipeline = Pipeline.from_pretrained()
+            if pipeline.device.type == "cuda":
+                warm_up(pipeline)
+            self._pipeline = pipeline
         except TrellisError as error:
             self.problem = str(error)
         except Exception:
