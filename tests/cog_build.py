@@ -176,7 +176,7 @@ def predict(image: Image) -> None:
     began = time.monotonic()
     variables = {**image.variables, "TRELLIS2_MODEL": str(source / "weights" / "embedded")}
     with cog_server(source, variables, python=image.folder / "venv" / "bin" / "python") as server:
-        ready = server.wait_while("STARTING")
+        ready = server.wait_while("STARTING", seconds=600)
         status, answer = server.predict(**inputs) if ready["status"] == "READY" else (0, ready)
     good = status == 200 and answer["status"] == "succeeded" and answer["output"]["model_file"] is not None
     image.failed = image.failed or not good
