@@ -5,6 +5,7 @@ One thread takes all triangles of one voxel, in their order, so the sums are the
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +80,10 @@ def voxel_attributes(
         view.channels, view.side, view.last = channels, side, max(side.bit_length() - 1, 0)
         view.linear, view.wrap = linear, wrap
         views.append(view)
-    device = wp.device_from_torch(keys.device)
+    # On torch's stream, so that the kernel finds it there.
+    stream = None if not keys.is_cuda else torch.cuda.current_stream(keys.device)
+    with nullcontext() if stream is None else wp.ScopedStream(wp.stream_from_torch(stream)):
+        all_views = wp.array(views, dtype=TextureView, device=wp.device_from_torch(keys.device))
     arguments = [
         shared(keys, wp.int64),
         shared(ends, wp.int64),
@@ -90,7 +94,7 @@ def voxel_attributes(
         shared(colors.reshape(-1, 4).contiguous(), wp.vec4),
         shared(material.int(), wp.int32),
         shared(factors.to(keys.device), wp.float64),
-        wp.array(views, dtype=TextureView, device=device),
+        all_views,
         wp.vec3(*size.tolist()),
         shape[1],
         shape[2],
@@ -98,6 +102,8 @@ def voxel_attributes(
         shared(values, wp.uint8),
     ]
     launch(_average, len(keys), arguments, keys.device)
+    if stream is not None:
+        stream.synchronize()  # only then may the memory of the views be used again
     return values
 
 
