@@ -108,6 +108,7 @@ def test_the_shell_examples(service: Running, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output.glb", "output.mp4", "preview.png"]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme(service: Running, tmp_path: Path) -> None:
     section = (ROOT / "README.md").read_text().split("## Service\n")[1].split("\n## ")[0]
     for name in ("assets", "client_examples.py", "sync_client_examples.py", "client_examples.sh"):
@@ -116,8 +117,11 @@ def test_every_command_of_the_readme(service: Running, tmp_path: Path) -> None:
     assert [line.split()[:2] for line in first.splitlines()] == [["pip", "install"], ["python", "api.py"]]
     printed = ""
     for block in blocks:
-        python = block.replace("python ", f"{sys.executable} ")
-        printed += run("bash", "-euo", "pipefail", "-c", python, service=service, cwd=tmp_path)
+        block = block.replace("python ", f"{sys.executable} ")
+        block = re.sub(
+            r"^(\S+ client_examples.py|./client_examples.sh)", r"\1 http://localhost:8000", block, flags=re.M
+        )
+        printed += run("bash", "-euo", "pipefail", "-c", block, service=service, cwd=tmp_path)
         if "output.glb" in block:
             assert read_glb(tmp_path / "output.glb")
     assert printed.count('"status":"completed"') >= 3
