@@ -25,6 +25,7 @@ from o_voxel.dual_grid import flexible_dual_grid_to_mesh
 from PIL import Image
 from torch import Tensor
 
+from trellis2.errors import InputError
 from trellis2.mesh import Asset, MaterialVoxels, Mesh
 from trellis2.models.voxel_vae import dual_grid_fields
 from trellis2.options import ENVIRONMENTS, GenerateOptions
@@ -114,10 +115,13 @@ def evaluate(
             sample = build(entry["family"], entry["seed"], resolution, [], device)
             row |= {f"reconstruction_{k}": v for k, v in asdict(compare(reconstruct(sample), true, camera)).items()}
         if pipeline is not None:
-            found = generate(pipeline, image)
-            row |= asdict(compare(found, true, camera))
+            found = _generated(pipeline, image)
+            row |= asdict(Metrics(0.0, 0.0, 0.0, 0.0) if found is None else compare(found, true, camera))
             if pages is not None:
-                shown += [[image, *looks(found)], [Image.new("RGB", (8, 8), (228, 228, 228)), *looks(true)]]
+                shown += [
+                    [image, *([] if found is None else looks(found))],
+                    [Image.new("RGB", (8, 8), (228, 228, 228)), *looks(true)],
+                ]
                 if len(shown) == 2 * SHEET_ROWS or number + 1 == len(entries):
                     labels = [text for r in [*rows, row][-len(shown) // 2 :] for text in (label(r), "truth")]
                     sheet(shown, labels).save(pages / f"sheet_{number // SHEET_ROWS:02d}.jpg", quality=90)
@@ -125,6 +129,15 @@ def evaluate(
         rows.append(row)
         logger.info("%s", {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     return rows
+
+
+def _generated(pipeline: Pipeline, image: Image.Image) -> Asset | None:
+    """None where the pipeline found nothing."""
+    try:
+        return generate(pipeline, image)
+    except InputError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def label(row: dict[str, Any]) -> str:
@@ -145,6 +158,24 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means of all metrics."""
     names = [name for name in rows[0] if isinstance(rows[0][name], float)] if rows else []
     return {name: statistics.fmean(row[name] for row in rows) for name in names}
+
+
+def card_rows(result: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
+    """What the model card shows of metrics.json: see ``export.card``."""
+    names = {
+        "reconstruction_f1": "reconstruction, F-score at 1%",
+        "reconstruction_color": "reconstruction, base colour in dB",
+        "f5": "image to 3D, F-score at 5%",
+        "silhouette": "image to 3D, silhouette IoU in the input view",
+        "color": "image to 3D, base colour in the input view in dB",
+    }
+    targets = {**TARGETS, **{f"reconstruction_{name}": value for name, value in RECONSTRUCTION_TARGETS.items()}}
+    rows = []
+    for key, name in names.items():
+        if key in result.get("seen", {}):
+            found = {part: f"{result[part][key]:.3g}" for part in ("seen", "held_out") if part in result}
+            rows.append({"name": name, "target": f"{targets[key]:.3g}", "held_out": "", **found})
+    return rows
 
 
 def quick(pipeline: Any, count: int = 8, resolution: int = 128) -> Metrics:
@@ -197,6 +228,7 @@ def main(argv: Sequence[str]) -> None:
             result[part] = summary(rows)
     if rank == 0:
         (args.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (args.out / "card.json").write_text(json.dumps(card_rows(result), indent=1) + "\n", encoding="utf-8")
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     if world > 1:
         dist.destroy_process_group()

@@ -50,6 +50,9 @@ def export(runs: Mapping[str, Path], out: Path, facts: Mapping[str, Any] | None 
     loaded = {name: read_average(runs[name]) for name in RUNS}
     configs = {name: json.loads(metadata["config"])["models"] for name, (_, metadata) in loaded.items()}
     (out / "ckpts").mkdir(parents=True, exist_ok=True)
+    normalization = json.loads(loaded["flows"][1]["normalization"])
+    if "structure" in normalization:  # the flow's latents are smaller or larger than the decoder's by this factor
+        loaded["structure_vae"][0]["decoder.input_layer.weight"] *= normalization["structure"]["std"][0]
     paths = {}
     for name, (run, network) in MODELS.items():
         stem = f"{run}_{network}" if run != "flows" else f"{network}_flow"
@@ -60,7 +63,6 @@ def export(runs: Mapping[str, Path], out: Path, facts: Mapping[str, Any] | None 
     (out / ENCODER).mkdir(exist_ok=True)
     _write_json(out / ENCODER / "config.json", configs["flows"][ENCODER]["args"])
     save_file(_network(loaded["flows"][0], ENCODER), out / ENCODER / "model.safetensors")
-    normalization = json.loads(loaded["flows"][1]["normalization"])
     _write_json(out / "pipeline.json", pipeline(paths, normalization))
     if facts is not None:
         (out / "README.md").write_text(card(facts, size(out)), encoding="utf-8")

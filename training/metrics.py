@@ -28,7 +28,9 @@ class Metrics:
 
 
 def compare(found: Asset, true: Asset, camera: Camera) -> Metrics:
-    """Metrics of an asset against the true one; camera: the input view."""
+    """Metrics of an asset against the true one; camera: the input view.  An asset without faces gets zeros."""
+    if not len(found.mesh.faces):
+        return Metrics(0.0, 0.0, 0.0, 0.0)
     vertices = true.mesh.vertices[true.mesh.faces.flatten().long()]
     longest = float((vertices.amax(0) - vertices.amin(0)).max())
     there = distances(found.mesh, true.mesh) / longest

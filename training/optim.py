@@ -33,8 +33,7 @@ class MasterWeights:
     @torch.no_grad()
     def fill(self) -> None:
         """Give the networks the masters' values."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.masters[name])
+        torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: master.detach() for name, master in self.masters.items()}

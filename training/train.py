@@ -1,8 +1,8 @@
 """Train: torchrun --nproc_per_node GPUS -m training.train CONFIG --data FOLDER --out FOLDER
 
-One process a GPU (without torchrun, one process on a GPU or on the CPU). The out folder gets log.csv, preview.jpg and
-NAME.safetensors, the moving averages of all trained networks in half precision, which is small and enough to go on
-from.  With --state, the whole state is kept too, from which a run goes on as if it had not stopped.
+One process a GPU (without torchrun, one process on a GPU or on the CPU). The out folder gets NAME.csv (the log),
+NAME.jpg (a preview) and NAME.safetensors, the moving averages of all trained networks in half precision, which is small
+and enough to go on from.  With --state, the whole state is kept too, from which a run goes on as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Run:
     def normalization(self) -> dict[str, dict[str, list[float]]]:
         return {
             name: {key: getattr(self.objective, f"{name}_{key}").tolist() for key in ("mean", "std")}
-            for name in ("shape", "texture")
+            for name in ("structure", "shape", "texture")
             if hasattr(self.objective, f"{name}_mean")
         }
 
@@ -255,7 +255,7 @@ def read_average(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class Log:
-    """log.csv: one row every few steps, means since the last one."""
+    """A table: one row every few steps, means since the last one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -294,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae", type=Path, help="folder of the VAEs' averages, with which flows preview whole objects")
     parser.add_argument("--start", type=Path, help="averages to start from: those tensors that fit")
     parser.add_argument("--steps", type=int, help="stop after this many steps; max_steps of the config otherwise")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the config's learning rate")
     parser.add_argument("--minutes", type=float, help="stop after this many minutes")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="how often averages are written")
     parser.add_argument("--capacity", type=int, default=4000, help="objects that one process keeps in memory")
@@ -321,6 +322,7 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
     config = json.loads(args.config.read_text(encoding="utf-8"))
     name = args.config.stem
     run = Run(config, args.data, device, rank=rank, world=world)
+    run.rates = [rate * args.rate for rate in run.rates]
     first = rank == 0
     args.out.mkdir(parents=True, exist_ok=True)
     state = None if args.state is None else args.state / f"{name}.pt"
@@ -334,7 +336,7 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
         run.load_average(args.start, strict=False)
     pool = Pool(args.data, run.objective.item, run.shards(), args.capacity, args.wait)
     last = args.steps if args.steps is not None else int(config["trainer"]["args"]["max_steps"])
-    log, saved = Log(args.out / "log.csv"), time.monotonic()
+    log, saved = Log(args.out / f"{name}.csv"), time.monotonic()
     every = config["trainer"]["args"]
     while run.step < last:
         log.add(run.train_step(pool))

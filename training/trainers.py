@@ -182,7 +182,8 @@ class Flows(Objective):
         self, models: Mapping[str, nn.Module], args: Mapping[str, Any], statistics: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """models: flows by stage, "structure", "shape", "texture", and perhaps "image_encoder"; without it,
-        ``args["image_cond_model"]`` names one, which stays as it is. statistics: mean and std of "shape", "texture"."""
+        ``args["image_cond_model"]`` names one, which stays as it is. statistics: mean and std of "shape" and
+        "texture" by channel, and of "structure" one std for all."""
         super().__init__(models, args)
         self.stages = [name for name in ("structure", "shape", "texture") if name in models]
         for name, values in statistics.items():
@@ -232,6 +233,7 @@ class Flows(Objective):
         if name == "structure":
             grid = full_grid(flow.config.resolution, len(items), self.device)
             x = torch.cat([item.structure.flatten(1).T for item in items]).to(self.device).float()
+            x = x / self.structure_std if hasattr(self, "structure_std") else x
         else:
             grid = token_grid(items, self.device)
             x = self._normalised(name, items)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 import trellis2.pipeline
