@@ -174,7 +174,12 @@ def predict(image: Image) -> None:
         "generate_model": True,
     }
     began = time.monotonic()
-    variables = {**image.variables, "TRELLIS2_MODEL": str(source / "weights" / "embedded")}
+    variables = {
+        **image.variables,
+        "TRELLIS2_MODEL": str(source / "weights" / "embedded"),
+        "TRELLIS2_VIDEO_FRAMES": "8",
+        "TRELLIS2_VIDEO_RESOLUTION": "256",
+    }
     with cog_server(source, variables, python=image.folder / "venv" / "bin" / "python") as server:
         ready = server.wait_while("STARTING", seconds=600)
         status, answer = server.predict(**inputs) if ready["status"] == "READY" else (0, ready)
