@@ -37,6 +37,7 @@ def contents(seed: int, name: str) -> bytes:
 
 class StubPipeline:
     checkpoint = SimpleNamespace(source="stand-in")
+    device = SimpleNamespace(type="cpu")
 
     @classmethod
     def from_pretrained(cls) -> StubPipeline:

@@ -91,10 +91,11 @@ class Runner:
         try:
             # Imported here, because torch takes seconds and the service should answer at once.
             from trellis2.pipeline import Pipeline
-            from trellis2.warmup import warm_up
 
             pipeline = Pipeline.from_pretrained()
             if pipeline.device.type == "cuda":
+                from trellis2.warmup import warm_up
+
                 warm_up(pipeline)
             self._pipeline = pipeline
         except TrellisError as error:
