@@ -161,8 +161,8 @@ _FASTEST_EXACT = [
 def fast_attention(device: torch.device) -> AbstractContextManager[None]:
     """Inside the block, ``attention`` takes the fastest exact kernel: cuDNN's on a GPU, where it has one.
 
-    On an H100, bfloat16 with heads of 128, cuDNN reaches 600 TFLOP/s and FlashAttention-2 360.  With gradients PyTorch's
-    own order stands.
+    On an H100, bfloat16 with heads of 128, cuDNN reaches 600 TFLOP/s and FlashAttention-2 360.  With gradients
+    PyTorch's own order stands.
     """
     if device.type == "cpu" or torch.is_grad_enabled():
         return nullcontext()
@@ -182,8 +182,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
     items = len(q_lengths)
     mask = None
     if min(k_lengths) < k_most:
-        mask = torch.zeros(items * k_most, dtype=torch.bool, device=q.device)
-        mask[k_rows] = True
+        # One row for all queries, never written out: kernels take that where its length is a multiple of eight.
+        mask = q.new_full((items * k_most,), float("-inf")).index_fill(0, k_rows, 0)
         mask = mask.view(items, 1, 1, k_most).expand(-1, 1, q_most, -1)
     q, k, v = (
         x.new_zeros(items * most, *x.shape[1:]).index_copy(0, rows, x).unflatten(0, (items, most)).transpose(1, 2)
@@ -194,8 +194,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
 
 @lru_cache(maxsize=16)
 def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    """Where packed rows go when each item takes as many as the longest, and how many that are."""
-    most = max(lengths)
+    """Where packed rows go when each item takes as many as the longest or a few more, and how many that are."""
+    most = max(lengths) if len(set(lengths)) == 1 else -(-max(lengths) // 8) * 8
     rows = [torch.arange(n) + item * most for item, n in enumerate(lengths)]
     return torch.cat(rows).to(device), most
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -48,6 +49,27 @@ def test_keys_and_values_of_a_condition_serve_every_step(flow: Flow, items: int)
     for time in (t, 0.5 * t):
         assert torch.equal(flow(x, time, cond, grid, known), flow(x, time, cond, grid))
     assert not torch.equal(flow(x, t, cond, grid, flow.keys_and_values(2 * cond)), flow(x, t, cond, grid))
+
+
+def test_items_of_a_batch_do_not_see_each_other(flow: Flow) -> None:
+    """Three of different lengths at once, the shorter ones padded inside, give what each gives alone."""
+    x, t, cond, grid = inputs(3)
+    kept = torch.cat([torch.arange(9), torch.arange(9, 11), torch.arange(18, 25)])
+    x, coords = x[kept], grid.coords[kept]
+    together = flow(x, t, cond, Grid(coords)).split([9, 2, 7])
+    for item, (part, alone) in enumerate(zip(x.split([9, 2, 7]), coords.split([9, 2, 7]), strict=True)):
+        place = Grid(alone * torch.tensor([0, 1, 1, 1], dtype=torch.int32))
+        one = flow(part, t[item : item + 1], cond[item : item + 1], place)
+        torch.testing.assert_close(together[item], one, rtol=1e-4, atol=1e-5)
+
+
+def test_only_absolute_positions_see_where_the_grid_is(flow: Flow) -> None:
+    x, t, cond, grid = inputs(1)
+    moved = Grid(grid.coords + torch.tensor([0, 3, 0, 1], dtype=torch.int32))
+    torch.testing.assert_close(flow(x, t, cond, moved), flow(x, t, cond, grid), rtol=1e-3, atol=1e-4)
+    absolute = Flow(replace(CONFIG, absolute_positions=True)).requires_grad_(False)
+    absolute.load_state_dict(flow.state_dict())
+    assert (absolute(x, t, cond, moved) - absolute(x, t, cond, grid)).abs().max() > 0.01
 
 
 @pytest.mark.gpu
