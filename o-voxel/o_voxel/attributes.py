@@ -254,9 +254,6 @@ def _voxelise(
     whole = surfaces[0]
     if len(surfaces) > 1:
         whole = Surface(*(torch.cat([getattr(surface, name) for surface in surfaces]) for name in names))
-    check_points("mesh vertices", whole.corners.reshape(-1, 3))
-    check_points("mesh normals", whole.normals.reshape(-1, 3))
-    check_points("mesh texture coordinates", whole.uvs.reshape(-1, 2), 2)
     if not math.isfinite(mip_level_offset):
         raise ValueError(f"mip_level_offset={mip_level_offset!r} must be finite.")
     if bool((whole.material < 0).any()) or bool((whole.material >= len(materials)).any()):
@@ -421,13 +418,17 @@ def _trimesh_surface(part: Any, index: int, device: torch.device) -> Surface:
         scale = np.iinfo(colors.dtype).max if np.issubdtype(colors.dtype, np.integer) else 1
         each = on_device(np.asarray(colors, dtype=np.float64) / scale)
         corner_colors[:, :, : each.shape[-1]] = each if each.ndim == 3 else each[faces]
-    return Surface(
-        on_device(part.vertices)[faces],
-        on_device(part.vertex_normals)[faces],
-        torch.zeros((len(faces), 3, 2), device=device) if uv is None else on_device(uv)[faces],
-        corner_colors,
-        torch.full((len(faces),), index, device=device),
-    )
+    vertices, normals = on_device(part.vertices), on_device(part.vertex_normals)
+    uvs = torch.zeros((len(vertices), 2), device=device) if uv is None else on_device(uv)
+    _check_finite(vertices, normals, uvs)
+    material = torch.full((len(faces),), index, device=device)
+    return Surface(vertices[faces], normals[faces], uvs[faces], corner_colors, material)
+
+
+def _check_finite(vertices: Tensor, normals: Tensor, uvs: Tensor) -> None:
+    check_points("mesh vertices", vertices)
+    check_points("mesh normals", normals)
+    check_points("mesh texture coordinates", uvs, 2)
 
 
 def _trimesh_material(part: Any, device: torch.device) -> Material:
@@ -475,9 +476,12 @@ def _blender_surface(item: dict[str, Any], device: torch.device) -> Surface:
     if item["uvs"] is not None:
         uvs = torch.tensor(np.asarray(item["uvs"]), dtype=torch.float32).reshape(-1, 3, 2).clone()
     uvs[:, :, 1] = 1 - uvs[:, :, 1]
+    corners = torch.tensor(vertices[faces], dtype=torch.float32).reshape(-1, 3, 3)
+    normals = torch.tensor(np.asarray(item["normals"]), dtype=torch.float32).reshape(-1, 3, 3)
+    _check_finite(corners.reshape(-1, 3), normals.reshape(-1, 3), uvs.reshape(-1, 2))
     return Surface(
-        torch.tensor(vertices[faces], dtype=torch.float32).reshape(-1, 3, 3).to(device),
-        torch.tensor(np.asarray(item["normals"]), dtype=torch.float32).reshape(-1, 3, 3).to(device),
+        corners.to(device),
+        normals.to(device),
         uvs.to(device),
         torch.ones((len(faces), 3, 4), device=device),
         torch.tensor(np.asarray(item["mat_ids"]), dtype=torch.int64).reshape(-1).to(device),

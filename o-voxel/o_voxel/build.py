@@ -19,8 +19,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = PACKAGE / "csrc"
 LIBRARY = "libo_voxel.dylib" if sys.platform == "darwin" else "libo_voxel.so"
-# A product and a sum are rounded one by one, as in torch. The C++ runtime goes in, so that an older one serves.
+# A product and a sum are rounded one by one, as in torch.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
+# The C++ runtime goes in where it can (some systems have it in a package of its own), so that an older one serves.
 RUNTIME = () if sys.platform == "darwin" else ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 LOG_LINES = 60
 
@@ -40,12 +41,15 @@ def build(destination: Path = PACKAGE) -> Path:
     with tempfile.TemporaryDirectory(prefix="o-voxel-") as work:
         made = Path(work) / LIBRARY
         sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
-        command = [*compiler, *FLAGS, *RUNTIME, *sources, "-o", str(made)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        except OSError as error:
-            raise BuildError(f"The compiler cannot be started: {error}") from error
-        if done.returncode != 0:
+        for runtime in (RUNTIME, ()):
+            command = [*compiler, *FLAGS, *runtime, *sources, "-o", str(made)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            except OSError as error:
+                raise BuildError(f"The compiler cannot be started: {error}") from error
+            if done.returncode == 0:
+                break
+        else:
             tail = "\n".join(done.stderr.splitlines()[-LOG_LINES:])
             raise BuildError(f"{tail}\nThe compiler failed: {shlex.join(command)}")
         destination.mkdir(parents=True, exist_ok=True)

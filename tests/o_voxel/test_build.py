@@ -145,6 +145,15 @@ def test_a_build_that_cannot_work_says_why(installed: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_a_system_without_the_static_runtime_compiles_too(installed: Path, tmp_path: Path) -> None:
+    needs_compiler()
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-static-*) exit 1;; esac\nexec g++ -O0 "$@" -O0\n')
+    compiler.chmod(0o755)
+    done = python(installed, "-m", "o_voxel.build", "--into", str(tmp_path), CXX=str(compiler))
+    assert done.stdout == f"{tmp_path / 'libo_voxel.so'}\n", done.stderr
+
+
 def test_pip_compiles_where_it_can(project: Path, tmp_path: Path) -> None:
     needs_compiler()
     wheel = make_wheel(project, tmp_path)
