@@ -135,8 +135,12 @@ def test_a_random_seed_is_reported(service: TestClient, picture: bytes) -> None:
     ("fields", "sentence"),
     [
         ({"texture_size": "100"}, "texture_size=100 must be a whole number from 1024 to 8192."),
-        ({"shape_slat_cfg": "nan"}, "shape_slat_cfg=nan must be a number from 0 to 15."),
+        ({"shape_slat_cfg": "nan"}, "shape_slat_cfg='nan' must be a number from 0 to 15."),
+        ({"shape_slat_cfg": "1e999"}, "shape_slat_cfg=inf must be a number from 0 to 15."),
         ({"seed": "seven"}, "seed='seven' must be a whole number"),
+        ({"seed": ""}, "seed='' must be a whole number"),
+        ({"seed": "1_000"}, "seed='1_000' must be a whole number"),
+        ({"pipeline_type": ""}, "pipeline_type='' must be one of '512'"),
         ({"pipeline_type": "2048"}, "pipeline_type='2048' must be one of '512'"),
         ({"generate_video": "perhaps"}, "generate_video='perhaps' must be true or false."),
         ({"wait": "perhaps"}, "wait='perhaps' must be true or false."),

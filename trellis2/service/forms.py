@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,7 +78,7 @@ async def read_form(request: Request) -> Wish:
         webhook = texts.pop(WEBHOOK.name, "") or None
         # Programs that send every field, such as the page at /docs, send the default of this one without a webhook.
         events = checked_events(texts.pop(WEBHOOK_EVENTS.name, "") or WEBHOOK_EVENTS.default)
-        wait = _parsed(WAIT, texts.pop(WAIT.name, ""))
+        wait = _parsed(WAIT, texts.pop(WAIT.name, "true"))
         if not isinstance(wait, bool):
             raise InputError(f"wait={wait!r} must be true or false.")
         given = {name: _parsed(SPECS[name], text) for name, text in texts.items()}
@@ -110,11 +111,9 @@ def _text(name: str, value: str | UploadFile, known: dict[str, str]) -> str:
 
 def _parsed(spec: OptionSpec, text: str) -> Any:
     """The value that a text means; the text itself where it means none, for the sentence that says so."""
-    if not text:
-        return spec.default
     if spec.kind is bool:
         return _TRUTHS.get(text.lower(), text)
-    if spec.kind in (int, float):
+    if spec.kind in (int, float) and re.fullmatch(r"[0-9.eE+-]+", text):  # Python reads more, such as 1_000
         assert isinstance(spec.kind, type)
         try:
             return spec.kind(text)
@@ -148,7 +147,7 @@ def _schema(spec: OptionSpec) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": _JSON_TYPES[spec.kind], "default": spec.default, "description": spec.description}
     if spec.kind is bool:
         del schema["type"]
-        schema["anyOf"] = [{"type": "boolean"}, {"enum": [0, 1, "", *_TRUTHS]}]  # a form has only texts
+        schema["anyOf"] = [{"type": "boolean"}, {"enum": [0, 1, *_TRUTHS]}]  # a form has only texts
     low, high = spec.ge, spec.le
     if spec.kind is int and low is None and high is None:
         high = 2**SEED_BITS - 1
