@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from o_voxel.closest import Surface
+from o_voxel.dual_grid import flexible_dual_grid_to_mesh
 from o_voxel.voxelize import mesh_to_flexible_dual_grid
 from PIL import Image
 from torch import Tensor
@@ -251,6 +252,21 @@ def buried(thing: Thing, points: np.ndarray, owner: np.ndarray, voxel: float) ->
         rows = np.flatnonzero(between)
         between[rows] = thing.hidden(points[rows] + step * voxel * 3, nobody[rows])
     return inside_another | between
+
+
+def truth(thing: Thing, resolution: int, device: torch.device | str) -> Asset:
+    """The object as a perfect model would give it: its O-Voxel's own surface and material."""
+    coords, offsets, crossed, _, attrs = voxelise(thing, resolution, device)
+    return asset_of(coords, offsets, crossed, None, attrs, resolution)
+
+
+def asset_of(
+    coords: Tensor, offsets: Tensor, crossed: Tensor, weights: Tensor | None, attrs: Tensor, resolution: int
+) -> Asset:
+    """coords (N, 3), offsets (N, 3) in voxels, crossed (N, 3), weights (N, 1), attrs (N, 6) in [0, 1]."""
+    box = [[-0.5] * 3, [0.5] * 3]
+    mesh = flexible_dual_grid_to_mesh(coords, offsets, crossed, weights, aabb=box, grid_size=resolution)
+    return Asset(Mesh(*mesh), MaterialVoxels(coords, attrs, 1 / resolution))
 
 
 def surface_of(thing: Thing, coords: Tensor, attrs: Tensor, resolution: int, device: torch.device | str) -> Asset:

@@ -21,23 +21,32 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from o_voxel.dual_grid import flexible_dual_grid_to_mesh
 from PIL import Image
 from torch import Tensor
 
 from trellis2.errors import InputError
-from trellis2.mesh import Asset, MaterialVoxels, Mesh
+from trellis2.mesh import Asset
 from trellis2.models.voxel_vae import dual_grid_fields
 from trellis2.options import ENVIRONMENTS, GenerateOptions
 from trellis2.pipeline import Pipeline
-from trellis2.render import orbit_camera, render
 from trellis2.voxels import Voxels
 
-from .data import Batch, Sample, build, camera_of, collate, cutout, objects_to_test, surface_of, voxelise
+from .data import (
+    Batch,
+    Sample,
+    asset_of,
+    build,
+    camera_of,
+    collate,
+    cutout,
+    objects_to_test,
+    surface_of,
+    truth,
+)
 from .encode import Encoders, load_network
 from .metrics import Metrics, compare
-from .objects import Thing, make
-from .sheets import sheet
+from .objects import make
+from .sheets import looks, sheet
 
 logger = logging.getLogger("training")
 
@@ -47,21 +56,6 @@ QUICK_TARGETS = {"f5": 0.75, "silhouette": 0.75, "color": 17.0}
 """Of the mean over eight objects, whose spread is larger."""
 SHEET_ROWS = 8
 STUDIO = sorted(ENVIRONMENTS).index("studio")
-
-
-def truth(thing: Thing, resolution: int, device: torch.device | str) -> Asset:
-    """The object as a perfect model would give it: its O-Voxel's own surface and material."""
-    coords, offsets, crossed, _, attrs = voxelise(thing, resolution, device)
-    return asset_of(coords, offsets, crossed, None, attrs, resolution)
-
-
-def asset_of(
-    coords: Tensor, offsets: Tensor, crossed: Tensor, weights: Tensor | None, attrs: Tensor, resolution: int
-) -> Asset:
-    """coords (N, 3), offsets (N, 3) in voxels, crossed (N, 3), weights (N, 1), attrs (N, 6) in [0, 1]."""
-    box = [[-0.5] * 3, [0.5] * 3]
-    mesh = flexible_dual_grid_to_mesh(coords, offsets, crossed, weights, aabb=box, grid_size=resolution)
-    return Asset(Mesh(*mesh), MaterialVoxels(coords, attrs, 1 / resolution))
 
 
 def generate(pipeline: Pipeline, image: Image.Image, seed: int = 0) -> Asset:
@@ -142,16 +136,6 @@ def _generated(pipeline: Pipeline, image: Image.Image) -> Asset | None:
 
 def label(row: dict[str, Any]) -> str:
     return f"{row['family']} F5 {row['f5']:.2f} IoU {row['silhouette']:.2f} {row['color']:.0f} dB"
-
-
-def looks(asset: Asset, size: int = 256) -> list[Image.Image]:
-    """Four views around an asset: front, right, back, left, a little from above."""
-    pictures = []
-    for turn in (0.35, 0.35 + 1.571, 0.35 + 3.142, 0.35 + 4.712):
-        out = render(asset, orbit_camera(3.1416 - turn, 0.3, 2.0, 36.0), "studio", resolution=size, supersampling=2)
-        rgba = torch.cat([out["shaded"], out["mask"][None]]).clamp(0, 1).permute(1, 2, 0)
-        pictures.append(Image.fromarray((rgba * 255 + 0.5).to(torch.uint8).cpu().numpy()))
-    return pictures
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers' libraries
+    # Once here, so that the workers find their kernels compiled.
+    build("mushroom", 0, 32, [replace(draw_view(np.random.default_rng(0)), light=0)], args.device)
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(k, args)) for k in range(args.workers)]
     for worker in workers:

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from trellis2.errors import InputError
 from trellis2.models.voxel_vae import dual_grid_fields
-from trellis2.pipeline import Pipeline
 from trellis2.render import orbit_camera, render
 from trellis2.voxels import Voxels
 
-from .data import Sample, collate, occupancy
-from .sheets import sheet
+from .data import Sample, asset_of, collate, occupancy
+from .sheets import looks, sheet
 from .trainers import Flows, Objective, ShapeVae, StructureVae, TextureVae
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ def _reconstructed(objective: Objective, items: Sequence[Sample]) -> list[list[I
 
 
 def _surfaces(objective: Objective, item: Sample) -> list[Image.Image]:
-    from .evaluate import asset_of
-
     batch = collate([item], objective.device)
     encoder, decoder = objective.models["encoder"], objective.models["decoder"]
     dual, attrs = batch.dual, batch.attrs * 0.5 + 0.5
@@ -89,7 +86,10 @@ def _surfaces(objective: Objective, item: Sample) -> list[Image.Image]:
 
 def _generated(run: Run, items: Sequence[Any], vae: Path) -> list[list[Image.Image]]:
     """Picture, then four views of what the whole pipeline makes of it."""
-    from .evaluate import generate, looks
+    # Here, because they need packages that training does not: a video encoder and what bakes textures.
+    from trellis2.pipeline import Pipeline
+
+    from .evaluate import generate
     from .export import RUNS, export
 
     rows = []

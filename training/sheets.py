@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+
+from trellis2.mesh import Asset
+from trellis2.render import orbit_camera, render
 
 from .data import View, cutout, draw_view, surface_of, voxelise
 from .objects import FAMILIES, make
@@ -30,6 +34,16 @@ def sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], tile: in
             page.paste(small, (x * tile, y * tile), small if small.mode == "RGBA" else None)
         draw.text((4, y * tile + 2), label, fill=(20, 20, 20))
     return page
+
+
+def looks(asset: Asset, size: int = 256) -> list[Image.Image]:
+    """Four views around an asset: front, right, back, left, a little from above."""
+    pictures = []
+    for turn in (0.35, 0.35 + 1.571, 0.35 + 3.142, 0.35 + 4.712):
+        out = render(asset, orbit_camera(3.1416 - turn, 0.3, 2.0, 36.0), "studio", resolution=size, supersampling=2)
+        rgba = torch.cat([out["shaded"], out["mask"][None]]).clamp(0, 1).permute(1, 2, 0)
+        pictures.append(Image.fromarray((rgba * 255 + 0.5).to(torch.uint8).cpu().numpy()))
+    return pictures
 
 
 def objects(folder: Path, families: Sequence[str]) -> None:

@@ -128,8 +128,7 @@ class Run:
         self.warm_from = 0  # the step at which the optimiser was new
         self.local: Any = self.objective
         if world > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.local = DistributedDataParallel(self.objective, device_ids=ids, gradient_as_bucket_view=False)
+            self.local = DistributedDataParallel(self.objective)
 
     @property
     def batch(self) -> int:

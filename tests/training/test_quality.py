@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import trellis2.pipeline
-from training.evaluate import failures, objects_to_test, quick, truth
+from training.data import objects_to_test, truth
+from training.evaluate import failures, quick
 from training.objects import make
 from trellis2.mesh import Asset, Mesh
 from trellis2.options import GenerateOptions
