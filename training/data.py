@@ -146,18 +146,19 @@ def draw_view(rng: np.random.Generator) -> View:
 
 
 def objects_to_test(part: str) -> list[dict[str, Any]]:
-    """The fixed list for evaluation: family, seed, view. part: "seen" (200 objects) or "held_out"."""
+    """The fixed list for evaluation: family, seed, view. part: "seen" (200), "held_out" (20), or
+    "validation" (60 of seen families, to choose settings by)."""
     entries: list[dict[str, Any]] = json.loads(TEST_OBJECTS.read_text(encoding="utf-8"))[part]
     return [{**entry, "view": View(**entry["view"])} for entry in entries]
 
 
 def write_objects_to_test(path: Path = TEST_OBJECTS) -> None:
-    """Write the list: seen families in turn, then those held out."""
+    """Write the lists, each of its families in turn."""
     lists: dict[str, list[dict[str, Any]]] = {}
-    for part, families, count in (("seen", SEEN, 200), ("held_out", HELD_OUT, 20)):
+    for part, families, count in (("seen", SEEN, 200), ("held_out", HELD_OUT, 20), ("validation", SEEN, 60)):
         rows = []
         for k in range(count):
-            seed = SPLITS["test"] + k
+            seed = SPLITS["validation" if part == "validation" else "test"] + k
             view = draw_view(np.random.default_rng([seed, 3]))
             rounded = {key: round(value, 3) for key, value in vars(view).items()}
             rows.append({"family": families[k % len(families)], "seed": seed, "view": rounded})

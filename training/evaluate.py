@@ -58,9 +58,9 @@ SHEET_ROWS = 8
 STUDIO = sorted(ENVIRONMENTS).index("studio")
 
 
-def generate(pipeline: Pipeline, image: Image.Image, seed: int = 0) -> Asset:
-    """What a user would get at preset 512."""
-    return pipeline.generate(image, GenerateOptions(pipeline_type="512", seed=seed)).asset
+def generate(pipeline: Pipeline, image: Image.Image, wishes: Mapping[str, Any]) -> Asset:
+    """What a user would get at preset 512 with seed 0 and ``wishes``, options of ``GenerateOptions``."""
+    return pipeline.generate(image, GenerateOptions(**{"pipeline_type": "512", "seed": 0, **wishes})).asset
 
 
 class Reconstruction:
@@ -95,8 +95,9 @@ def evaluate(
     device: torch.device,
     pages: Path | None = None,
     resolution: int = 512,
+    wishes: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of metrics; pages: folder for contact sheets."""
+    """Rows of metrics; pages: folder for contact sheets. resolution: of the truth. wishes: see ``generate``."""
     rows, shown = [], []
     for number, entry in enumerate(entries):
         thing, view = make(entry["family"], entry["seed"]), entry["view"]
@@ -109,7 +110,7 @@ def evaluate(
             sample = build(entry["family"], entry["seed"], resolution, [], device)
             row |= {f"reconstruction_{k}": v for k, v in asdict(compare(reconstruct(sample), true, camera)).items()}
         if pipeline is not None:
-            found = _generated(pipeline, image)
+            found = _generated(pipeline, image, wishes or {})
             row |= asdict(Metrics(0.0, 0.0, 0.0, 0.0) if found is None else compare(found, true, camera))
             if pages is not None:
                 shown += [
@@ -125,10 +126,10 @@ def evaluate(
     return rows
 
 
-def _generated(pipeline: Pipeline, image: Image.Image) -> Asset | None:
+def _generated(pipeline: Pipeline, image: Image.Image, wishes: Mapping[str, Any]) -> Asset | None:
     """None where the pipeline found nothing."""
     try:
-        return generate(pipeline, image)
+        return generate(pipeline, image, wishes)
     except InputError as error:
         logger.warning("%s", error)
         return None
@@ -184,6 +185,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=200, help="of objects of seen families")
     parser.add_argument("--held-out", type=int, default=20, help="of objects of families held out")
+    parser.add_argument("--validation", type=int, default=0, help="of validation objects, in place of all others")
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON of generation options, to compare some")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -195,11 +198,12 @@ def main(argv: Sequence[str]) -> None:
     pipeline = None if args.model is None else Pipeline.from_pretrained(args.model, device=device)
     reconstruct = None if args.vae is None else Reconstruction(args.vae, device)
     result = {}
-    for part, count in (("seen", args.count), ("held_out", args.held_out)):
+    parts = {"seen": args.count, "held_out": args.held_out}
+    for part, count in ({"validation": args.validation} if args.validation else parts).items():
         pages = args.out / part
         pages.mkdir(exist_ok=True)
         mine = objects_to_test(part)[:count][rank::world]
-        rows = evaluate(mine, pipeline, reconstruct, device, pages if rank == 0 else None)
+        rows = evaluate(mine, pipeline, reconstruct, device, pages if rank == 0 else None, wishes=args.options)
         if world > 1:
             gathered: list[Any] = [None] * world
             dist.all_gather_object(gathered, rows)

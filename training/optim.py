@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trellis2.layers import SparseConv3d
+from trellis2.models.structure_vae import StructureEncoder
+from trellis2.models.voxel_vae import VoxelEncoder
+
+QUIET = -4.0  # log variance of a latent before training
 
 
 class MasterWeights:
@@ -124,6 +128,11 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, (nn.Conv3d, SparseConv3d)) and module.bias is not None:
             bound = math.prod(module.weight.shape[1:]) ** -0.5
             module.bias.copy_(torch.empty(module.bias.shape).uniform_(-bound, bound, generator=generator))
+    # Latents start with little noise, or decoders first learn to hear nothing.
+    if isinstance(model, VoxelEncoder):
+        model.to_latent.bias[model.config.latent_channels :] = QUIET
+    if isinstance(model, StructureEncoder):
+        model.out_layer[2].bias[model.config.latent_channels :] = QUIET
 
 
 _ONES = ("gamma",)

@@ -104,7 +104,7 @@ def _generated(run: Run, items: Sequence[Any], vae: Path) -> list[list[Image.Ima
             solid = picture.convert("L").point(lambda v: 255 if v > 2 else 0)
             picture.putalpha(solid)
             try:
-                pictures = looks(generate(pipeline, picture), SIDE)
+                pictures = looks(generate(pipeline, picture, {}), SIDE)
             except InputError:  # nothing is there yet
                 pictures = []
             rows.append([picture, *pictures])

@@ -57,8 +57,9 @@ def test_list_of_test_objects_is_the_one_that_the_code_writes(tmp_path: Path) ->
     write_objects_to_test(tmp_path / "list.json")
     kept = Path(inspect.getfile(make)).with_name("test_objects.json").read_text()
     assert (tmp_path / "list.json").read_text() == kept
-    seen, held_out = objects_to_test("seen"), objects_to_test("held_out")
-    assert (len(seen), len(held_out)) == (200, 20)
+    seen, held_out, validation = (objects_to_test(part) for part in ("seen", "held_out", "validation"))
+    assert (len(seen), len(held_out), len(validation)) == (200, 20, 60)
+    assert not {entry["seed"] for entry in validation} & {entry["seed"] for entry in seen + held_out}
     assert {entry["family"] for entry in held_out} == set(HELD_OUT)
     assert not {entry["family"] for entry in seen} & set(HELD_OUT)
 

@@ -24,7 +24,7 @@ from trellis2.pipeline import EMBEDDED_MODEL, Pipeline
 
 UNTRAINED = bool(json.loads((EMBEDDED_MODEL / "pipeline.json").read_text()).get("untrained"))
 trained = pytest.mark.skipif(UNTRAINED, reason="the embedded model is not trained yet")
-COUNT = 3  # objects for the proof with a perfect model
+COUNT = 2  # objects for the proof with a perfect model
 
 
 @dataclass
