@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--statistics", type=int, default=256, help="objects for normalization.json")
+    parser.add_argument("--minutes", type=float, help="stop after this many minutes")
     parser.add_argument("--once", action="store_true", help="stop when all files that are there are done")
     parser.add_argument("--remove", action="store_true", help="delete files that are done, to save disk")
     args = parser.parse_args(argv)
@@ -106,11 +107,14 @@ def encode(args: argparse.Namespace, device: torch.device, rank: int = 0, world:
     encoders = Encoders(args.vae, device)
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "normalization.json"
+    started = time.monotonic()
     done: set[Path] = set()
     kept: list[Latents] = []
     while True:
         new = [p for p in sorted(args.data.glob("*.npz")) if p not in done and int(p.stem) % world == rank]
         for path in new:
+            if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+                return
             done.add(path)
             target = args.out / path.name
             if target.exists():
@@ -126,6 +130,8 @@ def encode(args: argparse.Namespace, device: torch.device, rank: int = 0, world:
         if args.once:
             if rank == 0 and kept and not table.exists():
                 write_statistics(kept, table)
+            return
+        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
             return
         time.sleep(0 if new else 2)
 

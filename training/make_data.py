@@ -37,7 +37,10 @@ def make_one(out: Path, split: str, index: int, views: int, fine: float, device:
 
 def _work(worker: int, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    started = time.monotonic()
     for index in range(args.first + worker, args.first + args.count, args.workers):
+        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+            return
         try:
             make_one(args.out, args.split, index, args.views, args.fine, args.device, args.picture)
         except Exception:
@@ -51,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first object")
     parser.add_argument("--count", type=int, default=1 << 24)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="stop after this many minutes")
     parser.add_argument("--views", type=int, default=4, help="pictures of each object")
     parser.add_argument("--fine", type=float, default=0.0, help="share of objects at resolution 1024 instead of 512")
     parser.add_argument("--picture", type=int, default=PICTURE, help="side of a picture, in pixels")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -199,18 +199,34 @@ class Run:
             if hasattr(self.objective, f"{name}_mean")
         }
 
-    def load_average(self, path: Path, *, strict: bool = True) -> None:
-        """Go on from ``save_average``: its weights become the masters' and the average's, its step the run's; the
-        optimiser starts anew and so does its warm-up.  Not strict: take the tensors that fit, from step 0."""
+    def load_average(self, path: Path) -> None:
+        """Go on from ``save_average``: its weights become the masters' and the average's, its step and its
+        normalisation the run's; the optimiser starts anew and so does its warm-up."""
         state, metadata = read_average(path)
-        masters = self.masters.state_dict()
-        if not strict:
-            fitting = {k: v for k, v in state.items() if k in masters and v.shape == masters[k].shape}
-            logger.info("%s: %d of %d tensors fit", path, len(fitting), len(masters))
-            state = {**masters, **fitting}
+        self._start_from(state)
+        self.step = self.warm_from = int(metadata["step"])
+        for name, values in json.loads(metadata.get("normalization", "{}")).items():
+            for key, value in values.items():
+                getattr(self.objective, f"{name}_{key}").copy_(torch.tensor(value))
+
+    def load_networks(self, files: Mapping[str, str]) -> None:
+        """Start from the files of single networks, as published, by their names in the config (finetune_ckpt).
+
+        Raises ValueError where a tensor is missing or of another shape.
+        """
+        state = dict(self.masters.state_dict())
+        for name, path in files.items():
+            network = self.objective.stages[0] if name == "denoiser" else name
+            tensors = load_file(path)
+            for key in self.objective.models[network].state_dict():
+                if key not in tensors or tensors[key].shape != state[f"{network}.{key}"].shape:
+                    raise ValueError(f"{path} does not fit {name}: {key} is missing or of another shape.")
+                state[f"{network}.{key}"] = tensors[key].float()
+        self._start_from(state)
+
+    def _start_from(self, state: Mapping[str, Tensor]) -> None:
         self.masters.load_state_dict({name: value.to(self.device) for name, value in state.items()})
         self.average = MovingAverage(self.masters.state_dict(), self.average.rate)
-        self.step = self.warm_from = int(metadata["step"]) if strict else 0
 
     def save_state(self, path: Path) -> None:
         """Everything: from ``load_state`` on, a run makes the same steps as if it had not stopped."""
@@ -291,7 +307,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, help="folder for the whole state; a run there goes on where it stopped")
     parser.add_argument("--resume", type=Path, help="averages (.safetensors) to go on from")
     parser.add_argument("--vae", type=Path, help="folder of the VAEs' averages, with which flows preview whole objects")
-    parser.add_argument("--start", type=Path, help="averages to start from: those tensors that fit")
     parser.add_argument("--steps", type=int, help="stop after this many steps; max_steps of the config otherwise")
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the config's learning rate")
     parser.add_argument("--minutes", type=float, help="stop after this many minutes")
@@ -331,8 +346,8 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
         run.load_state(state)
     elif args.resume is not None:
         run.load_average(args.resume)
-    elif args.start is not None:
-        run.load_average(args.start, strict=False)
+    elif "finetune_ckpt" in run.args:
+        run.load_networks(run.args["finetune_ckpt"])
     pool = Pool(args.data, run.objective.item, run.shards(), args.capacity, args.wait)
     last = args.steps if args.steps is not None else int(config["trainer"]["args"]["max_steps"])
     log, saved = Log(args.out / f"{name}.csv"), time.monotonic()
@@ -350,7 +365,8 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
             if run.step % 10 == 0:
                 dist.all_reduce(flag)
             over = run.step % 10 == 0 and bool(flag > 0)
-        if first and (time.monotonic() - saved > 60 * args.save_minutes or over or run.step == last):
+        due = time.monotonic() - saved > 60 * args.save_minutes or run.step % int(every.get("i_save", 1000)) == 0
+        if first and (due or over or run.step == last):
             run.save_average(args.out / f"{name}.safetensors")
             if state is not None:
                 run.save_state(state)

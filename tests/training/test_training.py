@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 import trellis2.pipeline
 from tests.training import toys
@@ -55,7 +56,9 @@ def vaes(objects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def latents(objects: Path, vaes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latents")
-    encode(argparse.Namespace(data=objects, vae=vaes, out=folder, statistics=4, once=True, remove=False), CPU)
+    encode(
+        argparse.Namespace(data=objects, vae=vaes, out=folder, statistics=4, once=True, remove=False, minutes=None), CPU
+    )
     return folder
 
 
@@ -89,6 +92,32 @@ def test_learns_one_batch(name: str, count: int, share: float, objects: Path, la
     config["trainer"]["args"]["optimizer"]["args"]["lr"] = 4e-3
     losses = losses_of(started(config, folder_of(name, objects, latents)), count)
     assert sum(losses[-5:]) / 5 < share * losses[0]
+
+
+def test_starts_from_published_files(latents: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+    """finetune_ckpt names the file of a network, with the keys that it is published with."""
+    config = toys.config("flows")
+    config["models"] = {"denoiser": config["models"]["shape"]}
+    encoder = {"model_name": str(checkpoint_folder / "dinov3"), "image_size": 64}
+    config["models"]["denoiser"]["args"]["cond_channels"] = 16
+    config["trainer"]["name"] = "ImageConditionedSparseFlowMatchingCFGTrainer"
+    config["trainer"]["args"].update(
+        t_schedule={"name": "uniform", "args": {}},
+        image_cond_model={"name": "DinoV3FeatureExtractor", "args": encoder},
+    )
+    table = json.loads((latents / "normalization.json").read_text())
+    config["dataset"] = {"name": "ImageConditionedSLatShape", "args": {"normalization": table["shape"]}}
+    first = steps(started(config, latents), 2)
+    state = {key.removeprefix("shape."): value for key, value in first.masters.state_dict().items()}
+    save_file(state, tmp_path / "flow.safetensors")
+    second = started(config, latents)
+    second.load_networks({"denoiser": str(tmp_path / "flow.safetensors")})
+    assert torch.equal(second.objective.models["shape"].input_layer.weight, state["input_layer.weight"])
+    assert torch.isfinite(torch.tensor(losses_of(second, 1))).all()
+    state.pop("input_layer.bias")
+    save_file(state, tmp_path / "flow.safetensors")
+    with pytest.raises(ValueError, match=r"input_layer\.bias is missing"):
+        second.load_networks({"denoiser": str(tmp_path / "flow.safetensors")})
 
 
 @pytest.mark.parametrize("name", ["shape_vae", "flows"])

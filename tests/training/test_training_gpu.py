@@ -49,7 +49,7 @@ def test_trainers(objects: Path, tmp_path: Path) -> None:
         assert found[0] == pytest.approx(losses(name, objects, "cpu", 1)[0], rel=0.03), name
         assert found[-1] < 0.6 * found[0], name
     arguments = argparse.Namespace(
-        data=objects, vae=tmp_path, out=tmp_path / "latents", statistics=4, once=True, remove=False
+        data=objects, vae=tmp_path, out=tmp_path / "latents", statistics=4, once=True, remove=False, minutes=None
     )
     encode(arguments, torch.device("cuda", 0))
     found = losses("flows", tmp_path / "latents", "cuda", 60)
