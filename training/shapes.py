@@ -153,7 +153,7 @@ def prism(outline: Sequence[tuple[float, float]], z0: float, z1: float) -> Solid
 
 
 def tube(path: Sequence[Point], radius: float | Sequence[float], closed: bool = False, segments: int = 14) -> Solid:
-    """A round rod along a polyline, of one radius or one at each point; with rounded joints it has flat ends."""
+    """A round rod along a polyline, of one radius or one at each point, with flat ends."""
     points = np.array(path, dtype=float)
     n = len(points)
     radii = np.full(n, radius, dtype=float) if isinstance(radius, (int, float)) else np.array(radius, dtype=float)
@@ -181,9 +181,14 @@ def tube(path: Sequence[Point], radius: float | Sequence[float], closed: bool = 
         hit = np.zeros(len(q), bool)
         for k in range(n if closed else n - 1):
             a, b = points[k], points[(k + 1) % n]
-            t = np.clip((q - a) @ (b - a) / max(float((b - a) @ (b - a)), 1e-12), 0, 1)
+            raw = (q - a) @ (b - a) / max(float((b - a) @ (b - a)), 1e-12)
+            t = np.clip(raw, 0, 1)
             r = radii[k] + t * (radii[(k + 1) % n] - radii[k])
-            hit |= np.linalg.norm(q - a - t[:, None] * (b - a), axis=1) < r
+            close = np.linalg.norm(q - a - t[:, None] * (b - a), axis=1) < r
+            if not closed:  # joints are round, ends are flat
+                close &= (raw >= 0) | (k > 0)
+                close &= (raw <= 1) | (k < n - 2)
+            hit |= close
         result[near] = hit
         return result
 

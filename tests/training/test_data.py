@@ -19,6 +19,7 @@ from training.data import (
     objects_to_test,
     ordered,
     pyramid,
+    voxelise,
     write_objects_to_test,
 )
 from training.objects import FAMILIES, HELD_OUT, SEEN, make
@@ -98,6 +99,21 @@ def test_buried_surface_is_left_out() -> None:
     for step in np.concatenate([np.eye(3), -np.eye(3)]) * 5 / 128:
         deep &= thing.hidden(points.numpy() + step, nobody)
     assert deep.mean() < 1e-3  # the ends of the legs alone would be ten times as many
+
+
+def test_surface_that_can_be_seen_is_kept() -> None:
+    """Every place of a teapot's outside, the flat end of its spout among them, is near a voxel that was kept."""
+    thing = make("teapot", 6)
+    vertices, faces, _ = thing.mesh()
+    centres = vertices[faces].mean(1).astype(float)
+    spout = thing.parts[3].solid.vertices * thing.scale + thing.shift
+    end = spout[-14:].mean(0)  # the last ring of the tube
+    coords = voxelise(thing, 128)[0].double().numpy()
+    near = np.linalg.norm((coords + 0.5) / 128 - 0.5 - end, axis=1) < 1.5 / 128
+    assert near.any()
+    seen = centres[~thing.hidden(centres, np.full(len(centres), -1))]
+    nearest = [np.linalg.norm((coords + 0.5) / 128 - 0.5 - p, axis=1).min() for p in seen[::20]]
+    assert max(nearest) < 2 / 128
 
 
 @pytest.fixture(scope="module")
