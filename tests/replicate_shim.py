@@ -168,15 +168,16 @@ class ReplicateShim:
             prediction = self.predictions[prediction_id]
             if prediction.ended:
                 return prediction
-            before, prediction.state = prediction.state, dict(body)
+            before, state = prediction.state, dict(body)
             prediction.started_at = prediction.started_at or now()
-            if prediction.ended:
+            if state["status"] in ENDED:
                 prediction.completed_at = now()
-                self.store_outputs(prediction)
+                self.store_outputs(prediction.id, state.get("output"))
                 if self.running is prediction:
                     self.running = None
             else:
-                prediction.state.pop("output", None)  # an unfinished one is a list of what was yielded so far
+                state.pop("output", None)  # an unfinished one is a list of what was yielded so far
+            prediction.state = state  # whole, for whoever reads it meanwhile
             self.changed.notify_all()
             shown = self.shown(prediction)
         event = "completed" if prediction.ended else "start" if before["status"] == "starting" else "logs"
@@ -194,14 +195,13 @@ class ReplicateShim:
                     prediction.state = {"status": "failed", "error": str(answer)}
                     self.changed.notify_all()
 
-    def store_outputs(self, prediction: Prediction) -> None:
-        output = prediction.state.get("output")
+    def store_outputs(self, prediction_id: str, output: dict[str, Any] | None) -> None:
         for name, value in (output or {}).items():
             if value is not None:
                 head, _, text = value.partition(";base64,")
                 kind = head.removeprefix("data:")
                 ending = {"model/gltf-binary": ".glb"}.get(kind) or mimetypes.guess_extension(kind)
-                path = f"/delivery/{prediction.id}/{name}{ending}"
+                path = f"/delivery/{prediction_id}/{name}{ending}"
                 self.contents[path] = (kind, base64.b64decode(text, validate=True))
                 output[name] = DELIVERY + path
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import run
 
 import torch
 
@@ -51,7 +51,7 @@ def test_cube_is_closed_and_faces_outwards() -> None:
 
 def test_nothing_is_loaded_afterwards_and_results_stay(checkpoint_folder: Path, tmp_path: Path) -> None:
     arguments = [str(checkpoint_folder), str(PICTURE), str(tmp_path / "warm"), json.dumps(SMALL)]
-    done = subprocess.run([sys.executable, "-c", WARM, *arguments], capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", WARM, *arguments], capture_output=True, text=True, check=True)
     before, after = json.loads(done.stdout.splitlines()[-1])
     assert len(before) > 5
     assert after == before

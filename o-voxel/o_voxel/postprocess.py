@@ -240,6 +240,8 @@ def to_glb(
     grid = make_grid(
         bounds(torch.zeros((1, 3, 3), device=device)), voxel_size, grid_size if voxel_size is None else None, aabb
     )
+    if bool(((coords < 0) | (coords >= torch.tensor(grid.shape, device=coords.device))).any()):
+        raise ValueError(f"coords must lie in the grid of {' x '.join(map(str, grid.shape))} voxels.")
     unit = float((grid.box[1] - grid.box[0]).max())
     x, y, z = grid.box[0].tolist()
     channels = torch.cat([attr_volume[:, attr_layout[name]] for name in _CHANNELS], dim=1)
@@ -305,6 +307,8 @@ def _check_volume(attr_volume: Tensor, coords: Tensor, attr_layout: Mapping[str,
         raise ValueError(
             f"coords must be integers of shape ({len(attr_volume)}, 3), not {coords.dtype} {tuple(coords.shape)}."
         )
+    if not bool(attr_volume.isfinite().all()):
+        raise ValueError("attr_volume must be finite.")
     for name, width in _CHANNELS.items():
         if name not in attr_layout or attr_volume[:1, attr_layout[name]].shape[-1] != width:
             raise ValueError(f"attr_layout must give {width} of attr_volume's channels as {name!r}.")

@@ -291,6 +291,9 @@ def test_nearest_voxel_equals_brute_force() -> None:
     [
         (lambda of: {"attr_volume": of.material.attrs.byte()}, "attr_volume"),
         (lambda of: {"coords": of.material.coords[1:]}, "coords"),
+        (lambda of: {"attr_volume": of.material.attrs * torch.nan}, "attr_volume must be finite"),
+        (lambda of: {"coords": of.material.coords + 32}, "coords must lie in the grid of 32 x 32 x 32"),
+        (lambda of: {"coords": of.material.coords - 32}, "coords must lie in the grid of 32 x 32 x 32"),
         (lambda of: {"attr_layout": {"base_color": slice(0, 3)}}, "attr_layout.*'metallic'"),
         (lambda of: {"attr_layout": {**LAYOUT, "alpha": slice(6, 7)}}, "attr_layout.*'alpha'"),
         (lambda of: {"aabb": None}, "aabb"),
