@@ -157,7 +157,7 @@ class ReplicateShim:
         return value
 
     def report(self, prediction_id: str, body: dict[str, Any]) -> None:
-        """Take one webhook of coglet and pass it on in its turn.  A late one must not undo the end."""
+        """Take one webhook of coglet and pass it on in its turn.  A late one undoes nothing."""
         with self.reporting:
             prediction = self._report(prediction_id, body)
         if prediction.ended:
@@ -166,7 +166,8 @@ class ReplicateShim:
     def _report(self, prediction_id: str, body: dict[str, Any]) -> Prediction:
         with self.changed:
             prediction = self.predictions[prediction_id]
-            if prediction.ended:
+            late = len(body.get("logs") or "") < len(prediction.state.get("logs") or "")
+            if prediction.ended or (late and body["status"] not in ENDED):
                 return prediction
             before, state = prediction.state, dict(body)
             prediction.started_at = prediction.started_at or now()
