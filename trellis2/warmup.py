@@ -9,6 +9,7 @@ from PIL import Image
 
 from .bake import bake
 from .errors import InputError
+from .memory import memory_given_back
 from .mesh import MATERIAL_CHANNELS, Asset, MaterialVoxels, Mesh
 from .options import GenerateOptions
 from .pipeline import PRESETS, Pipeline
@@ -16,6 +17,7 @@ from .render import turntable
 from .voxels import Grid
 
 _OPTIONS = GenerateOptions(sparse_structure_steps=1, shape_slat_steps=1, tex_slat_steps=1)
+_TOO_LITTLE = "Too little memory is free beside the networks; free some, or run on a machine with more memory."
 _SIDE = 8  # voxels along an edge of the cube that is baked and rendered
 
 
@@ -24,7 +26,7 @@ def warm_up(pipeline: Pipeline) -> None:
 
     What removes backgrounds is left to the first picture that needs it.  Raises CapacityError as ``run`` does.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), memory_given_back(_TOO_LITTLE):
         noise = torch.Generator().manual_seed(0)
         cond = pipeline.condition(Image.new("RGB", (64, 64), (128, 128, 128)), 512)
         pipeline.decode_structure(pipeline.sample_structure(cond, _OPTIONS, noise))
