@@ -248,9 +248,10 @@ class Pipeline:
                         on_step=progress.stage("video"),
                     )
                     write_video(frames, mp4, fps=VIDEO_FPS)
-            with _timed(timings, "write"):
-                for one in written:
-                    one.result()
+            if written:
+                with _timed(timings, "write"):
+                    for one in written:
+                        one.result()
         return Files(
             no_background_image=png if cutout is not None else None,
             video=mp4 if options.generate_video else None,
