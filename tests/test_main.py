@@ -424,7 +424,7 @@ def test_generate_for_people(picture: Path, checkpoint_folder: Path, tmp_path: P
     cutout, seed, seconds = done.stdout.splitlines()
     assert cutout == f"cut-out {tmp_path / 'out' / 'no_background.png'}"
     assert seed == "seed    42"
-    assert re.fullmatch(r"time    \d+\.\d s \(prepare .*decode \d+\.\d\)", seconds)
+    assert re.fullmatch(r"time    \d+\.\d s \(prepare .*decode \d+\.\d, write \d+\.\d\)", seconds)
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_half_written_file(
