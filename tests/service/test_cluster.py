@@ -273,7 +273,8 @@ def test_what_workers_did_while_the_service_was_away_counts(
         job_after(client, ids[1], "cancelled")
         while folders[1].exists():
             time.sleep(0.01)
-        assert redis.llen(EVENTS) == 0
+        while redis.llen(EVENTS):  # taken out once it is dealt with
+            time.sleep(0.01)
 
 
 def test_a_silent_worker_costs_an_interruption_and_the_third_one_the_job(
