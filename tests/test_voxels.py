@@ -53,14 +53,28 @@ def test_full_grid_runs_z_fastest() -> None:
     assert grid.lengths == (8, 8)
 
 
-def test_attention_stays_inside_its_item() -> None:
+@pytest.mark.parametrize(
+    ("q_lengths", "k_lengths"),
+    [((3, 4), (5, 2)), ((2, 9, 5, 1, 4), (3, 3, 3, 3, 3)), ((4, 4), (4, 4)), ((20, 1), (1, 20))],
+)
+def test_attention_stays_inside_its_item(q_lengths: tuple[int, ...], k_lengths: tuple[int, ...]) -> None:
+    """So do its gradients, however the items are padded and grouped."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(7, 2, 4, generator=generator) for _ in range(3))
-    both = attention(q, k, v, (3, 4), (5, 2))
-    first = attention(q[:3], k[:5], v[:5], (3,), (5,))
-    torch.testing.assert_close(both[:3], first)
-    scores = (q[:3, 0] @ k[:5, 0].T / 2).softmax(dim=1)
-    torch.testing.assert_close(both[:3, 0], scores @ v[:5, 0])
+    rows = (sum(q_lengths), sum(k_lengths), sum(k_lengths))
+    with torch.enable_grad():
+        q, k, v = (torch.randn(n, 2, 4, generator=generator).requires_grad_() for n in rows)
+        together = attention(q, k, v, q_lengths, k_lengths)
+        alone = []
+        pieces = (x.split(n) for x, n in ((q, q_lengths), (k, k_lengths), (v, k_lengths)))
+        for a, b, c in zip(*pieces, strict=True):
+            scores = torch.einsum("qhd,khd->hqk", a, b) / 2
+            alone.append(torch.einsum("hqk,khd->qhd", scores.softmax(dim=2), c))
+        torch.testing.assert_close(together, torch.cat(alone))
+        weight = torch.randn(together.shape, generator=generator)
+        found = torch.autograd.grad((together * weight).sum(), (q, k, v))
+        wanted = torch.autograd.grad((torch.cat(alone) * weight).sum(), (q, k, v))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_rotation_keeps_length_and_depends_on_distance_only() -> None:

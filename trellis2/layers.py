@@ -6,6 +6,7 @@ Parameters keep the names and layouts of the published checkpoints.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -177,27 +178,61 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
     if len(q_lengths) == 1:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
-    # All items in one call, the shorter ones padded.
-    (q_rows, q_most), (k_rows, k_most) = (_padded_rows(tuple(n), q.device) for n in (q_lengths, k_lengths))
-    items = len(q_lengths)
-    mask = None
-    if min(k_lengths) < k_most:
-        # One row for all queries, never written out: kernels take that where its length is a multiple of eight.
-        mask = q.new_full((items * k_most,), float("-inf")).index_fill(0, k_rows, 0)
-        mask = mask.view(items, 1, 1, k_most).expand(-1, 1, q_most, -1)
-    q, k, v = (
-        x.new_zeros(items * most, *x.shape[1:]).index_copy(0, rows, x).unflatten(0, (items, most)).transpose(1, 2)
-        for x, rows, most in ((q, q_rows, q_most), (k, k_rows, k_most), (v, k_rows, k_most))
-    )
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(0, 1)[q_rows]
+    groups, order = _padded(tuple(q_lengths), tuple(k_lengths), q.device)
+    outs = []
+    for q_rows, k_rows, beyond in groups:
+        padded = (
+            x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+            for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows))
+        )
+        mask = None
+        if beyond is not None:  # one row for all queries, never written out
+            mask = q.new_zeros(beyond.shape).masked_fill(beyond, float("-inf"))
+            mask = mask[:, None, None].expand(-1, 1, q_rows.shape[1], -1)
+        outs.append(F.scaled_dot_product_attention(*padded, attn_mask=mask).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs).index_select(0, order)
 
 
 @lru_cache(maxsize=16)
-def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    """Where packed rows go when each item takes as many as the longest or a few more, and how many that are."""
-    most = max(lengths) if len(set(lengths)) == 1 else -(-max(lengths) // 8) * 8
-    rows = [torch.arange(n) + item * most for item, n in enumerate(lengths)]
-    return torch.cat(rows).to(device), most
+def _padded(
+    q_lengths: tuple[int, ...], k_lengths: tuple[int, ...], device: torch.device
+) -> tuple[list[tuple[Tensor, Tensor, Tensor | None]], Tensor]:
+    """Groups of items of about one length, in which the shorter ones repeat their last row.
+
+    Returns for each group rows of the queries (B, L), of the keys (B, M), and which of these are repeated (B, M) if any
+    are; and for each query its place in the joined results (Tq,).  Few groups, little padding: no item is less than
+    half as long as the longest of its group.
+    """
+    members: list[list[int]] = []
+    for item in sorted(range(len(q_lengths)), key=lambda item: -q_lengths[item]):
+        if not members or 2 * q_lengths[item] < q_lengths[members[-1][0]]:
+            members.append([])
+        members[-1].append(item)
+    groups: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    order = torch.empty(sum(q_lengths), dtype=torch.int64)
+    filled = 0
+    for group in members:
+        (q_rows, q_beyond), (k_rows, k_beyond) = (_rows_of(group, lengths) for lengths in (q_lengths, k_lengths))
+        order[q_rows[~q_beyond]] = filled + torch.nonzero(~q_beyond.flatten())[:, 0]
+        filled += q_rows.numel()
+        groups.append((q_rows.to(device), k_rows.to(device), k_beyond.to(device) if k_beyond.any() else None))
+    return groups, order.to(device)
+
+
+def _rows_of(group: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows (B, L) of items among all packed ones, and which of them are repeated (B, L)."""
+    first = torch.tensor(list(itertools.accumulate(lengths, initial=0)))[list(group)][:, None]
+    length = torch.tensor(lengths)[list(group)][:, None]
+    longest, shortest = int(length.max()), int(length.min())
+    # Kernels read a mask as it is where its length is a multiple of eight.
+    step = torch.arange(longest if longest == shortest else -(-longest // 8) * 8)[None]
+    return first + torch.minimum(step, length - 1), step >= length
+
+
+@lru_cache(maxsize=16)
+def item_of_tokens(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """(T,) int64: the batch item of each packed token."""
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
 
 
 def _fusible(x: Tensor) -> bool:

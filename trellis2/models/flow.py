@@ -23,6 +23,7 @@ from trellis2.layers import (
     add_and_norm,
     attention,
     fast_attention,
+    item_of_tokens,
     linear_gelu,
     normed_heads,
     rotary_phases,
@@ -228,4 +229,4 @@ def _per_token(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     """(B, C) -> (T, C); a single row stays one and broadcasts."""
     if len(rows) == 1:
         return rows
-    return torch.cat([row.expand(n, -1) for row, n in zip(rows, lengths, strict=True)])
+    return rows.index_select(0, item_of_tokens(tuple(lengths), rows.device))
