@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -299,9 +298,28 @@ def camera_of(asset: Asset, view: View) -> Camera:
     return orbit_camera(math.pi - math.radians(view.yaw), math.radians(view.pitch), away, view.fov)
 
 
-@lru_cache(maxsize=64)
 def lights(number: int, device: str) -> Environment:
     """The product's environments, then random ones: a sky, a ground and a few soft lamps."""
+    if (number, device) not in _lights:
+        _lights[number, device] = _light(number, device)
+    return _lights[number, device]
+
+
+def save_lights(path: Path, device: str) -> None:
+    """Make all of them, each takes two seconds of a core, and keep them in a file."""
+    torch.save([lights(number, device) for number in range(LIGHTS + len(ENVIRONMENTS))], path)
+
+
+def load_lights(path: Path, device: str) -> None:
+    """Have those of a file at hand; only of one's own, since any object is loaded."""
+    for number, light in enumerate(torch.load(path, map_location=device, weights_only=False)):
+        _lights[number, device] = light
+
+
+_lights: dict[tuple[int, str], Environment] = {}
+
+
+def _light(number: int, device: str) -> Environment:
     if number < len(ENVIRONMENTS):
         return environment(sorted(ENVIRONMENTS)[number], device)
     rng = np.random.default_rng([number, 11])
@@ -367,34 +385,60 @@ def pyramid(coords: Tensor, levels: int = LEVELS) -> list[Refinement]:
     return steps[::-1]
 
 
-def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Batch:
-    """Join samples into a batch on a device."""
-    coords = torch.cat(
-        [torch.nn.functional.pad(s.coords.to(device).int(), (1, 0), value=k) for k, s in enumerate(samples)]
-    )
-    steps = pyramid(coords)
-    offsets, crossed, splits, attrs = (
-        torch.cat([getattr(s, name).to(device) for s in samples]) for name in ("offsets", "crossed", "splits", "attrs")
-    )
-    weight = torch.ones(len(offsets), 1, device=device)
-    dual = DualGrid(steps[-1].fine, offsets.float() / 255, _unpacked(crossed)[:, :3], weight)
-    flags = _unpacked(splits)
-    return Batch(
-        steps,
-        dual,
-        (flags[:, :3], flags[:, 3:6]),
-        attrs.float() / 127.5 - 1,
-        [s.resolution for s in samples],
-    )
+@dataclass(frozen=True)
+class Joined:
+    """Samples one after the other, with what they hold: coords (N, 4) int16 [batch, x, y, z] and resolutions."""
+
+    coords: Tensor
+    offsets: Tensor
+    crossed: Tensor
+    splits: Tensor
+    attrs: Tensor
+    resolutions: list[int]
 
 
-def occupancy(samples: Sequence[Sample], device: torch.device | str = "cpu", side: int = 64) -> Tensor:
-    """(B, 1, side, side, side) float32: the cells that hold voxels."""
-    out = torch.zeros(len(samples), 1, side, side, side, device=device)
-    for k, sample in enumerate(samples):
-        cell = (sample.coords.to(device).long() * side) // sample.resolution
-        out[k, 0, cell[:, 0], cell[:, 1], cell[:, 2]] = 1
-    return out
+def join(samples: Sequence[Sample]) -> Joined:
+    coords = [torch.nn.functional.pad(s.coords, (1, 0), value=k) for k, s in enumerate(samples)]
+    rest = [torch.cat([getattr(s, name) for s in samples]) for name in ("offsets", "crossed", "splits", "attrs")]
+    return Joined(torch.cat(coords), *rest, [s.resolution for s in samples])
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A dataclass, with its tensors on a device."""
+    return with_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass, with each tensor in it, in its dicts and in its dataclasses changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: with_tensors(item, change) for name, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: with_tensors(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def collate(samples: Joined) -> Batch:
+    """What the networks see of joined samples, on the device where these are."""
+    steps = pyramid(samples.coords.int())
+    offsets = samples.offsets.float() / 255
+    dual = DualGrid(steps[-1].fine, offsets, _unpacked(samples.crossed)[:, :3], torch.ones_like(offsets[:, :1]))
+    flags = _unpacked(samples.splits)
+    return Batch(steps, dual, (flags[:, :3], flags[:, 3:6]), samples.attrs.float() / 127.5 - 1, samples.resolutions)
+
+
+def cells_of(coords: Tensor, resolution: int, side: int) -> Tensor:
+    """Which cells of a grid of ``side`` hold voxels (N, 3) of a grid of ``resolution``: (side^3 / 8,) uint8, the first
+    of eight cells, z fastest, in the lowest bit."""
+    cells = torch.zeros(side, side, side, dtype=torch.bool, device=coords.device)
+    cells[tuple((coords.long() * side // resolution).unbind(1))] = True
+    return _packed(cells.view(-1, 8))
+
+
+def occupancy(cells: Tensor, side: int) -> Tensor:
+    """(B, side^3 / 8) uint8, from ``cells_of`` -> (B, 1, side, side, side) float32."""
+    return _unpacked(cells.flatten()).float().view(len(cells), 1, side, side, side)
 
 
 def _packed(flags: Tensor) -> Tensor:

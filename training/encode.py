@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from trellis2.voxels import Voxels
 
-from .data import Sample, collate, occupancy
+from .data import Sample, cells_of, collate, join, moved, occupancy
 from .train import read_average
-from .trainers import Latents, build_networks
+from .trainers import Latents, build_networks, shape_features
 
 logger = logging.getLogger("training")
 
@@ -46,10 +46,10 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, sample: Sample) -> Latents:
-        batch = collate([sample], self.device)
-        structure, _ = self.structure(occupancy([sample], self.device, self.side))
-        features = torch.cat([batch.dual.offsets - 0.5, batch.dual.crossed.float() - 0.5], dim=1)
-        shape, _ = self.shape(Voxels(features, batch.grid))
+        batch = collate(moved(join([sample]), self.device))
+        cells = cells_of(batch.grid.coords[:, 1:], sample.resolution, self.side)
+        structure, _ = self.structure(occupancy(cells[None], self.side))
+        shape, _ = self.shape(Voxels(shape_features(batch.dual), batch.grid))
         texture, _ = self.texture(Voxels(batch.attrs, batch.grid))
         return Latents(
             sample.family,

@@ -39,6 +39,8 @@ from .data import (
     camera_of,
     collate,
     cutout,
+    join,
+    moved,
     objects_to_test,
     surface_of,
     truth,
@@ -72,7 +74,7 @@ class Reconstruction:
         self.texture = load_network(vae / "texture_vae.safetensors", "decoder").to(device)
 
     def __call__(self, sample: Sample) -> Asset:
-        batch = collate([sample], self.encoders.device)
+        batch = collate(moved(join([sample]), self.encoders.device))
         latents = self.encoders(sample)
         return decoded(self.shape, self.texture, batch, latents.shape.float(), latents.texture.float())
 

@@ -33,7 +33,7 @@ def object_mean(values: Tensor, owner: Tensor, count: int) -> Tensor:
     """
     rows = values.flatten(1).mean(dim=1) if values.ndim > 1 else values
     sums = rows.new_zeros(count).index_add(0, owner, rows)
-    sizes = torch.bincount(owner, minlength=count).clamp_min(1)
+    sizes = rows.new_zeros(count).index_add(0, owner, torch.ones_like(rows)).clamp_min(1)
     return (sums / sizes).mean()
 
 

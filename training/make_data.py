@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .data import PICTURE, build, draw, draw_view
+from .data import PICTURE, build, draw, draw_view, load_lights, save_lights
 
 logger = logging.getLogger("training")
 
@@ -37,6 +37,7 @@ def make_one(out: Path, split: str, index: int, views: int, fine: float, device:
 
 def _work(worker: int, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    load_lights(args.out / "lights.pt", args.device)
     started = time.monotonic()
     for index in range(args.first + worker, args.first + args.count, args.workers):
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
@@ -63,7 +64,9 @@ def main(argv: Sequence[str]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers' libraries
-    # Once here, so that the workers find their kernels compiled.
+    # Once here, so that the workers find their kernels compiled and the lights made.
+    args.device = str(torch.empty(0, device=args.device).device)
+    save_lights(args.out / "lights.pt", args.device)
     build("mushroom", 0, 32, [replace(draw_view(np.random.default_rng(0)), light=0)], args.device)
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(k, args)) for k in range(args.workers)]

@@ -27,12 +27,14 @@ class MasterWeights:
         self.parameters = dict(parameters)
         self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.parameters.items()}
 
+    @torch.no_grad()
     def take_gradients(self) -> None:
         """Move the networks' gradients to the masters."""
+        found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for name, parameter in self.parameters.items():
-            gradient = parameter.grad
-            self.masters[name].grad = None if gradient is None else gradient.float()
+            self.masters[name].grad = torch.empty_like(self.masters[name]) if name in found else None
             parameter.grad = None
+        torch._foreach_copy_([self.masters[name].grad for name in found], list(found.values()))
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -106,7 +108,7 @@ def optimizer_of(config: Mapping[str, Any], masters: Mapping[str, nn.Parameter])
     matrices = [m for m in masters.values() if m.ndim > 1]
     vectors = [m for m in masters.values() if m.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, **args)
+    return torch.optim.AdamW(groups, fused=matrices[0].is_cuda, **args)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from trellis2.models.voxel_vae import dual_grid_fields
 from trellis2.render import orbit_camera, render
 from trellis2.voxels import Voxels
 
-from .data import Sample, asset_of, collate, occupancy
+from .data import Sample, asset_of, collate, join, moved, occupancy
 from .sheets import looks, sheet
-from .trainers import Flows, Objective, ShapeVae, StructureVae, TextureVae
+from .trainers import Flows, Objective, ShapeVae, StructureVae, TextureVae, shape_features
 
 if TYPE_CHECKING:
     from .train import Pool, Run
@@ -40,12 +40,12 @@ def preview(run: Run, pool: Pool, path: Path, vae: Path | None = None) -> None:
     sheet(rows, [f"{item.family} {item.seed}" for item in items], SIDE).save(path, quality=88)
 
 
-def _reconstructed(objective: Objective, items: Sequence[Sample]) -> list[list[Image.Image]]:
+def _reconstructed(objective: Objective, items: Sequence[Any]) -> list[list[Image.Image]]:
     """Truth, then reconstruction, of each object."""
     rows = []
     for item in items:
         if isinstance(objective, StructureVae):
-            target = occupancy([item], objective.device, objective.resolution)
+            target = occupancy(item.cells[None].to(objective.device), objective.resolution)
             mean, _ = objective.models["encoder"](target)
             rows.append([*_shadows(target[0, 0]), *_shadows(objective.models["decoder"](mean)[0, 0] > 0)])
         elif isinstance(objective, (ShapeVae, TextureVae)):
@@ -54,13 +54,13 @@ def _reconstructed(objective: Objective, items: Sequence[Sample]) -> list[list[I
 
 
 def _surfaces(objective: Objective, item: Sample) -> list[Image.Image]:
-    batch = collate([item], objective.device)
+    batch = collate(moved(join([item]), objective.device))
     encoder, decoder = objective.models["encoder"], objective.models["decoder"]
     dual, attrs = batch.dual, batch.attrs * 0.5 + 0.5
     coords = batch.grid.coords[:, 1:]
     true = asset_of(coords, dual.offsets, dual.crossed, None, attrs, item.resolution)
     if isinstance(objective, ShapeVae):
-        z, _ = encoder(Voxels(torch.cat([dual.offsets - 0.5, dual.crossed.float() - 0.5], 1), batch.grid))
+        z, _ = encoder(Voxels(shape_features(dual), batch.grid))
         out, _ = decoder(z)
         found = dual_grid_fields(out, decoder.config.voxel_margin)
         place = found.grid.coords[:, 1:]

@@ -11,13 +11,14 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .data import moved, with_tensors
 from .optim import MasterWeights, MovingAverage, clipper_of, optimizer_of
 from .previews import preview
 from .trainers import Objective, build_objective
@@ -46,10 +48,12 @@ class Pool:
     process which trains on every n-th object of a batch needs only the shards that these come from.
     """
 
-    def __init__(self, folder: Path, kind: Any, shards: Sequence[int] | None, capacity: int, wait: int) -> None:
-        """kind: has ``load(path)``. shards: those that this process needs, None for one shard of everything.
+    def __init__(
+        self, folder: Path, load: Callable[[Path], Any], shards: Sequence[int] | None, capacity: int, wait: int
+    ) -> None:
+        """load: reads a file. shards: those that this process needs, None for one shard of everything.
         capacity: objects to keep. wait: objects to have before this returns."""
-        self.folder, self.kind, self.capacity = folder, kind, capacity
+        self.folder, self.load, self.capacity = folder, load, capacity
         self.sharded = shards is not None
         self.items: dict[int, list[Any]] = {shard: [] for shard in shards or [0]}
         self._seen: set[Path] = set()
@@ -93,7 +97,7 @@ class Pool:
         new = new[: max(min(wanted, self.capacity) - len(self), 0) or 1][: 8 * LOADERS]
         self._seen.update(path for _, path in new)
         with ThreadPoolExecutor(LOADERS) as readers:
-            for (shard, _), item in zip(new, readers.map(lambda pair: self.kind.load(pair[1]), new), strict=True):
+            for (shard, _), item in zip(new, readers.map(lambda pair: self.load(pair[1]), new), strict=True):
                 self.items[shard].append(item)
         return bool(new)
 
@@ -141,43 +145,44 @@ class Run:
             return None
         return [shard for shard in range(SHARDS) if shard % self.world == self.rank]
 
-    def train_step(self, pool: Pool) -> dict[str, float]:
-        """One update.  Returns the terms of this process's part of the batch, their gradient's norm among them."""
+    def prepare(self, pool: Pool, step: int) -> list[tuple[Any, float]]:
+        """What this process trains on in a step: batches on the CPU, each with its share of the objects."""
         slots = range(self.rank, self.batch, self.world)
-        generators = [torch.Generator().manual_seed((self.seed << 48) + (self.step << 16) + slot) for slot in slots]
+        generators = [torch.Generator().manual_seed((self.seed << 48) + (step << 16) + slot) for slot in slots]
         items = [pool.pick(slot, g) for slot, g in zip(slots, generators, strict=True)]
         split = int(self.args.get("batch_split", 1))
-        sums: dict[str, Tensor] = {}
+        parts = []
         for part in range(split):
             chosen = slice(part * len(items) // split, (part + 1) * len(items) // split)
-            last = part == split - 1
-            if self.world > 1 and not last:
-                with self.local.no_sync():
-                    terms = self._backward(items[chosen], generators[chosen], len(items))
-            else:
-                terms = self._backward(items[chosen], generators[chosen], len(items))
+            batch = self.objective.prepare(items[chosen], generators[chosen])
+            if self.device.type == "cuda":
+                batch = with_tensors(batch, Tensor.pin_memory)
+            parts.append((batch, len(items[chosen]) / len(items)))
+        return parts
+
+    def train_step(self, parts: Sequence[tuple[Any, float]]) -> dict[str, Tensor]:
+        """One update on what ``prepare`` made.  Returns the terms of this process's objects and the gradient's norm."""
+        sums: dict[str, Tensor] = {}
+        for number, (batch, share) in enumerate(parts):
+            whole = self.world == 1 or number == len(parts) - 1  # the last part also sums up over the processes
+            with nullcontext() if whole else self.local.no_sync():
+                terms = self.local(moved(batch, self.device))
+                (terms["loss"] * share).backward()
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value
+                sums[name] = sums.get(name, 0) + value.detach() * share
         self.masters.take_gradients()
         norm = self.clipper(self.masters.masters.values())
         warm = min(1.0, (self.step - self.warm_from + 1) / max(int(self.args.get("warmup_steps", 0)), 1))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * warm
-        if torch.isfinite(torch.tensor(norm)):
+        if math.isfinite(norm):
             self.optimizer.step()
         else:
             logger.warning("step %d: the gradient is not finite; left out", self.step)
-        self.optimizer.zero_grad(set_to_none=True)
         self.masters.fill()
         self.step += 1
         self.average.update(self.masters.state_dict(), self.step)
-        return {**{name: float(value) for name, value in sums.items()}, "grad_norm": norm}
-
-    def _backward(self, items: Sequence[Any], generators: Sequence[torch.Generator], total: int) -> dict[str, Tensor]:
-        terms = self.local(items, generators)
-        share = len(items) / total
-        (terms["loss"] * share).backward()
-        return {name: value.detach() * share for name, value in terms.items()}
+        return {**sums, "grad_norm": torch.tensor(norm)}
 
     # -----------------------------------------------------------------------------------------------------------
     # files
@@ -263,6 +268,25 @@ class Run:
                 self.masters.fill()
 
 
+class Batches:
+    """What a run trains on, step by step; the next one is made in a thread while the run is at one."""
+
+    def __init__(self, run: Run, pool: Pool) -> None:
+        self.run, self.pool = run, pool
+        self._maker = ThreadPoolExecutor(1)
+        self._next = self._maker.submit(run.prepare, pool, run.step)
+
+    def __next__(self) -> list[tuple[Any, float]]:
+        """Of the run's step."""
+        parts = self._next.result()
+        self._next = self._maker.submit(self.run.prepare, self.pool, self.run.step + 1)
+        return parts
+
+    def close(self) -> None:
+        self._maker.shutdown()
+        self.pool.close()
+
+
 def read_average(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors in float32 by name ("encoder.input_layer.weight"), and the metadata of ``Run.save_average``."""
     with safe_open(path, "pt") as file:
@@ -274,19 +298,19 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.since = time.monotonic()
 
-    def add(self, terms: Mapping[str, float]) -> None:
+    def add(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
 
     def write(self, step: int, batch: int, objects: int) -> None:
         now = time.monotonic()
         rate = self.count * batch / max(now - self.since, 1e-9)
-        row = {"step": step, **{name: value / self.count for name, value in self.sums.items()}}
+        row = {"step": step, **{name: float(value) / self.count for name, value in self.sums.items()}}
         row |= {"objects_per_second": rate, "pool": objects}
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as stream:
@@ -349,12 +373,13 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
         run.load_average(args.resume)
     elif "finetune_ckpt" in run.args:
         run.load_networks(run.args["finetune_ckpt"])
-    pool = Pool(args.data, run.objective.item, run.shards(), args.capacity, args.wait)
+    batches = Batches(run, Pool(args.data, run.objective.load, run.shards(), args.capacity, args.wait))
+    pool = batches.pool
     last = args.steps if args.steps is not None else int(config["trainer"]["args"]["max_steps"])
     log, saved = Log(args.out / f"{name}.csv"), time.monotonic()
     every = config["trainer"]["args"]
     while run.step < last:
-        log.add(run.train_step(pool))
+        log.add(run.train_step(next(batches)))
         if first and run.step % int(every.get("i_log", 100)) == 0:
             log.write(run.step, run.batch, len(pool))
         if first and run.step % int(every.get("i_sample", 1000)) == 0:
@@ -376,7 +401,7 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
             break
     if first:
         preview(run, pool, args.out / f"{name}.jpg", args.vae)
-    pool.close()
+    batches.close()
 
 
 if __name__ == "__main__":

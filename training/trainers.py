@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trellis2.checkpoint import build_model
+from trellis2.layers import item_of_tokens
 from trellis2.models.conditioning import SmallEncoderConfig, SmallImageEncoder, load_image_encoder
 from trellis2.models.flow import Flow
+from trellis2.models.voxel_vae import DualGrid
 from trellis2.voxels import Grid, Voxels, full_grid
 
 from . import losses
-from .data import Sample, collate, occupancy
+from .data import Joined, Sample, cells_of, collate, join, occupancy
 from .optim import initialize
 
 logger = logging.getLogger("training")
@@ -78,11 +80,22 @@ class Latents:
 _LATENTS = ("coords", "structure", "shape", "texture", "pictures")
 
 
-class Objective(nn.Module):
-    """models: the trained networks by name. args: of the trainer. resolution: of the dataset. item: what its data
-    consists of. own: the arguments that only this trainer takes."""
+@dataclass(frozen=True)
+class Cells:
+    """An object as the structure VAE sees it: cells (side^3 / 8,) uint8, see ``data.cells_of``."""
 
-    item: type[Sample] | type[Latents] = Sample
+    family: str
+    seed: int
+    cells: Tensor
+
+
+class Objective(nn.Module):
+    """models: the trained networks by name. args: of the trainer. resolution: of the dataset. own: the arguments that
+    only this trainer takes.
+
+    ``load`` reads an item and ``prepare`` makes a batch of some, both on the CPU, in another thread than the rest.
+    """
+
     own: frozenset[str] = frozenset()
 
     def __init__(self, models: Mapping[str, nn.Module], args: Mapping[str, Any], resolution: int = 64) -> None:
@@ -91,8 +104,16 @@ class Objective(nn.Module):
         self.args = dict(args)
         self.resolution = resolution
 
-    def forward(self, items: Sequence[Any], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Terms of a batch; one generator for the random numbers of each item."""
+    def load(self, path: Path) -> Any:
+        """An item from a file of make_data or encode."""
+        raise NotImplementedError
+
+    def prepare(self, items: Sequence[Any], generators: Sequence[torch.Generator]) -> Any:
+        """A batch, a dataclass; one generator for the random numbers of each item."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Terms of a batch that is on the networks' device."""
         raise NotImplementedError
 
     @property
@@ -103,14 +124,12 @@ class Objective(nn.Module):
         return float(self.args.get(f"lambda_{name}", default))
 
 
-def _noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """(B, *shape), each item from its own generator."""
-    return torch.stack([torch.randn(*shape, generator=g) for g in generators])
+@dataclass(frozen=True)
+class StructureBatch:
+    """cells (B, side^3 / 8) uint8; noise for the latents (B, C, r, r, r)."""
 
-
-def _rows_noise(lengths: Sequence[int], channels: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """(sum of lengths, channels), each item from its own generator."""
-    return torch.cat([torch.randn(n, channels, generator=g) for n, g in zip(lengths, generators, strict=True)])
+    cells: Tensor
+    noise: Tensor
 
 
 class StructureVae(Objective):
@@ -118,11 +137,22 @@ class StructureVae(Objective):
 
     own = frozenset({"lambda_bce", "lambda_dice", "lambda_kl", "loss_type"})
 
-    def forward(self, items: Sequence[Sample], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        target = occupancy(items, self.device, self.resolution)
+    def load(self, path: Path) -> Cells:
+        with np.load(path) as file:
+            cells = cells_of(torch.from_numpy(file["coords"]), int(file["resolution"]), self.resolution)
+            return Cells(str(file["family"]), int(file["seed"]), cells)
+
+    def prepare(self, items: Sequence[Cells], generators: Sequence[torch.Generator]) -> StructureBatch:
+        config: Any = self.models["decoder"].config
+        side = self.resolution >> (len(config.channels) - 1)
+        shape = (config.latent_channels, side, side, side)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return StructureBatch(torch.stack([item.cells for item in items]), noise)
+
+    def forward(self, batch: StructureBatch) -> dict[str, Tensor]:
+        target = occupancy(batch.cells, self.resolution)
         mean, log_variance = self.models["encoder"](target)
-        noise = _noise(mean.shape[1:], generators).to(self.device)
-        logits = self.models["decoder"](losses.sampled(mean, log_variance, noise))
+        logits = self.models["decoder"](losses.sampled(mean, log_variance, batch.noise))
         terms = losses.structure_terms(logits, target, mean, log_variance)
         kind = self.args.get("loss_type", "bce")
         bce = self.weight("bce", float(kind == "bce")) * terms["bce"]
@@ -130,46 +160,94 @@ class StructureVae(Objective):
         return {"loss": bce + dice + self.weight("kl", 1e-6) * terms["kl"], **terms}
 
 
-class ShapeVae(Objective):
+@dataclass(frozen=True)
+class VoxelBatch:
+    """Objects, and where the random numbers for the latents of each come from."""
+
+    samples: Joined
+    generators: Sequence[torch.Generator]
+
+
+class VoxelVae(Objective):
+    """What shape and texture have in common."""
+
+    def load(self, path: Path) -> Sample:
+        return Sample.load(path)
+
+    def prepare(self, items: Sequence[Sample], generators: Sequence[torch.Generator]) -> VoxelBatch:
+        return VoxelBatch(join(items), generators)
+
+    def latents(self, features: Tensor, grid: Grid, batch: VoxelBatch) -> tuple[Voxels, Tensor]:
+        """Drawn latents of what ``features`` say on the finest grid, and the KL term."""
+        mean, log_variance = self.models["encoder"](Voxels(features, grid))
+        coarse: Grid = mean.grid
+        noise = _rows_noise(coarse.lengths, mean.feats.shape[1], batch.generators).to(self.device)
+        kl = losses.kl_term(mean.feats, log_variance)
+        kl = losses.object_mean(kl, coarse.coords[:, 0].long(), len(batch.generators))
+        return Voxels(losses.sampled(mean.feats, log_variance, noise), coarse), kl
+
+
+class ShapeVae(VoxelVae):
     """ShapeVaeTrainer: flexible dual grid in, flexible dual grid and subdivisions out."""
 
     own = frozenset({f"lambda_{n}" for n in ("subdiv", "intersected", "vertice", "depth", "normal", "split", "kl")})
 
-    def forward(self, items: Sequence[Sample], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        batch = collate(items, self.device)
-        features = torch.cat([batch.dual.offsets - 0.5, batch.dual.crossed.float() - 0.5], dim=1)
-        latent, log_variance = self.models["encoder"](Voxels(features, batch.grid))
-        noise = _rows_noise(latent.grid.lengths, latent.feats.shape[1], generators).to(self.device)
-        z = Voxels(losses.sampled(latent.feats, log_variance, noise), latent.grid)
+    def forward(self, batch: VoxelBatch) -> dict[str, Tensor]:
+        truth = collate(batch.samples)
+        z, kl = self.latents(shape_features(truth.dual), truth.grid, batch)
         decoder: Any = self.models["decoder"]
-        feats, logits = losses.decode_guided(decoder, z, batch.steps)
+        feats, logits = losses.decode_guided(decoder, z, truth.steps)
         terms = losses.shape_terms(
-            feats, logits, batch.steps, batch.dual, batch.splits, batch.resolutions, decoder.config.voxel_margin
+            feats, logits, truth.steps, truth.dual, truth.splits, truth.resolutions, decoder.config.voxel_margin
         )
-        owner = latent.grid.coords[:, 0].long()
-        terms["kl"] = losses.object_mean(losses.kl_term(latent.feats, log_variance), owner, len(items))
+        terms["kl"] = kl
         weights = {"intersected": 0.1, "vertice": 1e-2, "depth": 10.0, "normal": 1.0, "split": 0.01, "kl": 1e-6}
         loss = sum(self.weight(name, value) * terms[name] for name, value in weights.items())
         subdivision = sum(value for name, value in terms.items() if name.startswith("subdiv"))
         return {"loss": loss + self.weight("subdiv", 0.1) * subdivision, **terms}
 
 
-class TextureVae(Objective):
+class TextureVae(VoxelVae):
     """PbrVaeTrainer: material in, material out, along the true subdivisions."""
 
     own = frozenset({"lambda_kl", "lambda_render", "loss_type"})
 
-    def forward(self, items: Sequence[Sample], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        batch = collate(items, self.device)
-        latent, log_variance = self.models["encoder"](Voxels(batch.attrs, batch.grid))
-        noise = _rows_noise(latent.grid.lengths, latent.feats.shape[1], generators).to(self.device)
-        z = Voxels(losses.sampled(latent.feats, log_variance, noise), latent.grid)
+    def forward(self, batch: VoxelBatch) -> dict[str, Tensor]:
+        truth = collate(batch.samples)
+        z, kl = self.latents(truth.attrs, truth.grid, batch)
         decoder: Any = self.models["decoder"]
-        feats, _ = losses.decode_guided(decoder, z, batch.steps)
-        terms = losses.material_terms(feats, batch.attrs, batch.grid)
-        owner = latent.grid.coords[:, 0].long()
-        terms["kl"] = losses.object_mean(losses.kl_term(latent.feats, log_variance), owner, len(items))
-        return {"loss": terms["l1"] + self.weight("kl", 1e-6) * terms["kl"], **terms}
+        feats, _ = losses.decode_guided(decoder, z, truth.steps)
+        terms = {**losses.material_terms(feats, truth.attrs, truth.grid), "kl": kl}
+        return {"loss": terms["l1"] + self.weight("kl", 1e-6) * kl, **terms}
+
+
+def shape_features(dual: DualGrid) -> Tensor:
+    """(N, 6) float32: what the shape encoder sees of each voxel."""
+    return torch.cat([dual.offsets - 0.5, dual.crossed.float() - 0.5], dim=1)
+
+
+def _rows_noise(lengths: Sequence[int], channels: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """(sum of lengths, channels), each item from its own generator."""
+    return torch.cat([torch.randn(n, channels, generator=g) for n, g in zip(lengths, generators, strict=True)])
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """B objects and T tokens.
+
+    pictures (B, S, S, 3) uint8; fine (B,) bool: of a resolution above 512; dropped (B,) bool: without condition.
+    coords (T, 4) int32 [batch, x, y, z], lengths of the objects. Of "structure" (B r^3, C) and of "shape" and "texture"
+    (T, C): latents float16 as encoded, noise float32, times (B,).
+    """
+
+    pictures: Tensor
+    fine: Tensor
+    dropped: Tensor
+    coords: Tensor
+    lengths: tuple[int, ...]
+    latents: dict[str, Tensor]
+    noise: dict[str, Tensor]
+    times: dict[str, Tensor]
 
 
 class Flows(Objective):
@@ -195,59 +273,78 @@ class Flows(Objective):
             encoder = load_image_encoder(entry["name"], entry["args"]["model_name"]).eval().requires_grad_(False)
             self.frozen = [encoder, int(entry["args"].get("image_size", 512))]
 
-    def forward(self, items: Sequence[Latents], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        cond = self.condition(items, generators)
-        dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < float(self.args.get("p_uncond", 0.1))
-        cond = torch.where(dropped.to(cond.device)[:, None, None], 0, cond)
-        terms = {name: self._stage(name, items, cond, generators) for name in self.stages}
+    def load(self, path: Path) -> Latents:
+        return Latents.load(path)
+
+    def prepare(self, items: Sequence[Latents], generators: Sequence[torch.Generator]) -> FlowBatch:
+        pairs = list(zip(items, generators, strict=True))
+        pictures = [item.pictures[int(torch.randint(len(item.pictures), (1,), generator=g))] for item, g in pairs]
+        chance = float(self.args.get("p_uncond", 0.1))
+        dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < chance
+        coords = [F.pad(item.coords.int(), (1, 0), value=k) for k, item in enumerate(items)]
+        latents, noise, times = {}, {}, {}
+        schedule = self.args["t_schedule"]
+        for name in self.stages:
+            rows = [item.structure.flatten(1).T if name == "structure" else getattr(item, name) for item in items]
+            latents[name] = torch.cat(rows)
+            if name == "texture":
+                latents["shape"] = torch.cat([item.shape for item in items])
+            times[name] = losses.flow_times(schedule if "name" in schedule else schedule[name], generators)
+            noise[name] = _rows_noise([len(r) for r in rows], rows[0].shape[1], generators)
+        return FlowBatch(
+            torch.stack(pictures),
+            torch.tensor([item.resolution > 512 for item in items]),
+            dropped,
+            torch.cat(coords),
+            tuple(len(item.coords) for item in items),
+            latents,
+            noise,
+            times,
+        )
+
+    def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
+        cond = self.condition(batch).masked_fill(batch.dropped[:, None, None], 0)
+        grid = Grid(batch.coords)
+        grid.__dict__["lengths"] = batch.lengths  # known here, where a GPU would have to be asked
+        terms = {name: self._stage(name, batch, grid, cond) for name in self.stages}
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
-    def condition(self, items: Sequence[Latents], generators: Sequence[torch.Generator]) -> Tensor:
-        """Image tokens (B, L, C) of one picture of each item."""
-        pictures = [
-            item.pictures[int(torch.randint(len(item.pictures), (1,), generator=g))]
-            for item, g in zip(items, generators, strict=True)
-        ]
-        pixels = torch.stack(pictures).to(self.device)
-        pixels = pixels.permute(0, 3, 1, 2).float() / 255
+    def condition(self, batch: FlowBatch) -> Tensor:
+        """Image tokens (B, L, C)."""
+        pixels = batch.pictures.permute(0, 3, 1, 2).float() / 255
         if self.frozen:
             encoder, side = self.frozen
             encoder.to(self.device)
             with torch.no_grad():
                 tokens: Tensor = encoder(_resized(pixels, side))
             return tokens
-        fine = torch.tensor([item.resolution > 512 for item in items])
         encoder = self.models["image_encoder"]
         pixels = _resized(pixels, encoder.config.image_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            tokens = encoder(pixels, fine)
+            tokens = encoder(pixels, batch.fine)
         return tokens.float()
 
-    def _stage(
-        self, name: str, items: Sequence[Latents], cond: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def _stage(self, name: str, batch: FlowBatch, grid: Grid, cond: Tensor) -> Tensor:
         flow: Any = self.models[name]
-        schedule = self.args["t_schedule"]
-        times = losses.flow_times(schedule if "name" in schedule else schedule[name], generators).to(self.device)
+        count = len(batch.lengths)
         known = None
         if name == "structure":
-            grid = full_grid(flow.config.resolution, len(items), self.device)
-            x = torch.cat([item.structure.flatten(1).T for item in items]).to(self.device).float()
-            x = x / self.structure_std if hasattr(self, "structure_std") else x
-        else:
-            grid = token_grid(items, self.device)
-            x = self._normalised(name, items)
-            if name == "texture":
-                known = self._normalised("shape", items)
-        noise = _rows_noise(grid.lengths, x.shape[1], generators).to(self.device)
-        owner = grid.coords[:, 0].long()
-        noisy, velocity = losses.noised(x, noise, times[owner], float(self.args.get("sigma_min", 1e-5)))
+            grid = full_grid(flow.config.resolution, count, self.device)
+        elif name == "texture":
+            known = self._normalised("shape", batch)
+        x = self._normalised(name, batch)
+        owner = item_of_tokens(grid.lengths, self.device)
+        noisy, velocity = losses.noised(
+            x, batch.noise[name], batch.times[name][owner], float(self.args.get("sigma_min", 1e-5))
+        )
         inputs = noisy if known is None else torch.cat([noisy, known], dim=1)
-        predicted = flow(inputs, times * 1000, cond, grid)
-        return losses.object_mean((predicted - velocity).square(), owner, len(items))
+        predicted = flow(inputs, batch.times[name] * 1000, cond, grid)
+        return losses.object_mean((predicted - velocity).square(), owner, count)
 
-    def _normalised(self, name: str, items: Sequence[Latents]) -> Tensor:
-        x = torch.cat([getattr(item, name) for item in items]).to(self.device).float()
+    def _normalised(self, name: str, batch: FlowBatch) -> Tensor:
+        x = batch.latents[name].float()
+        if not hasattr(self, f"{name}_std"):  # structure latents as published
+            return x
         return (x - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
 
 
@@ -255,12 +352,6 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
     if pixels.shape[-1] == side:
         return pixels
     return F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def token_grid(items: Sequence[Latents], device: torch.device) -> Grid:
-    """The latents' voxels, packed."""
-    coords = [F.pad(item.coords.int(), (1, 0), value=k) for k, item in enumerate(items)]
-    return Grid(torch.cat(coords).to(device))
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

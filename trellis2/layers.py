@@ -181,7 +181,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
     groups, order = _padded(tuple(q_lengths), tuple(k_lengths), q.device)
     outs = []
     for q_rows, k_rows, beyond in groups:
-        padded = (
+        queries, keys, values = (
             x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
             for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows))
         )
@@ -189,7 +189,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
         if beyond is not None:  # one row for all queries, never written out
             mask = q.new_zeros(beyond.shape).masked_fill(beyond, float("-inf"))
             mask = mask[:, None, None].expand(-1, 1, q_rows.shape[1], -1)
-        outs.append(F.scaled_dot_product_attention(*padded, attn_mask=mask).transpose(1, 2).flatten(0, 1))
+        outs.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2).flatten(0, 1))
     return torch.cat(outs).index_select(0, order)
 
 

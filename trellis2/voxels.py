@@ -117,7 +117,9 @@ class Voxels:
 def full_grid(resolution: int, batch: int, device: torch.device) -> Grid:
     """All voxels of ``batch`` cubes of ``resolution``^3, z fastest."""
     axes = [torch.arange(n, dtype=torch.int32, device=device) for n in (batch, *[resolution] * 3)]
-    return Grid(torch.cartesian_prod(*axes))
+    grid = Grid(torch.cartesian_prod(*axes))
+    grid.__dict__["lengths"] = (resolution**3,) * batch  # what the property would ask the device for
+    return grid
 
 
 def _shares(feats: Tensor) -> Tensor:

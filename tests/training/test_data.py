@@ -16,6 +16,7 @@ from training.data import (
     build,
     collate,
     draw,
+    join,
     objects_to_test,
     ordered,
     pyramid,
@@ -143,7 +144,7 @@ def test_samples_come_back_and_join(sample: Sample, tmp_path: Path) -> None:
     loaded = Sample.load(tmp_path / "0.npz")
     for name in ("coords", "offsets", "crossed", "splits", "attrs", "pictures"):
         assert torch.equal(getattr(loaded, name), getattr(sample, name)), name
-    batch = collate([sample, loaded])
+    batch = collate(join([sample, loaded]))
     assert batch.grid.lengths == (len(sample.coords),) * 2
     assert batch.dual.offsets.min() >= 0
     assert batch.dual.offsets.max() <= 1

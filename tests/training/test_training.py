@@ -20,7 +20,7 @@ import trellis2.pipeline
 from tests.training import toys
 from training.encode import encode
 from training.export import RUNS, export
-from training.train import Pool, Run, main, read_average
+from training.train import Batches, Pool, Run, main, read_average
 from training.trainers import Latents
 from trellis2.options import GenerateOptions
 from trellis2.pipeline import Pipeline
@@ -72,9 +72,9 @@ def steps(run: Run, count: int) -> Run:
 
 
 def losses_of(run: Run, count: int) -> list[float]:
-    pool = Pool(run.data, run.objective.item, run.shards(), 100, len(toys.OBJECTS))
-    losses = [run.train_step(pool)["loss"] for _ in range(count)]
-    pool.close()
+    batches = Batches(run, Pool(run.data, run.objective.load, run.shards(), 100, len(toys.OBJECTS)))
+    losses = [float(run.train_step(next(batches))["loss"]) for _ in range(count)]
+    batches.close()
     return losses
 
 

@@ -12,9 +12,9 @@ from o_voxel.conv import plan_conv, submanifold_conv3d, submanifold_conv3d_refer
 from o_voxel.lookup import neighbor_map
 
 from tests.training import toys
-from training.data import build, collate
+from training.data import build, collate, join, moved
 from training.encode import encode
-from training.train import Pool, Run
+from training.train import Batches, Pool, Run
 
 pytestmark = pytest.mark.gpu
 VAES = ("structure_vae", "shape_vae", "texture_vae")
@@ -35,9 +35,9 @@ def losses(name: str, data: Path, device: str, count: int, out: Path | None = No
     config = toys.config(name)
     config["trainer"]["args"]["optimizer"]["args"]["lr"] = 4e-3
     run = Run(config, data, torch.device(device, 0 if device == "cuda" else None))
-    pool = Pool(data, run.objective.item, run.shards(), 100, len(toys.OBJECTS))
-    found = [run.train_step(pool)["loss"] for _ in range(count)]
-    pool.close()
+    batches = Batches(run, Pool(data, run.objective.load, run.shards(), 100, len(toys.OBJECTS)))
+    found = [float(run.train_step(next(batches))["loss"]) for _ in range(count)]
+    batches.close()
     if out is not None:
         run.save_average(out / f"{name}.safetensors")
     return found
@@ -80,4 +80,4 @@ def test_objects_are_the_same_as_on_a_cpu() -> None:
     ours, theirs = (build("mushroom", 2, 128, device=device) for device in ("cuda", "cpu"))
     a, b = (set(map(tuple, s.coords.tolist())) for s in (ours, theirs))
     assert len(a ^ b) < 0.01 * len(a)
-    assert collate([ours], "cuda").attrs.is_cuda
+    assert collate(moved(join([ours]), torch.device("cuda"))).attrs.is_cuda
