@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trellis2.models.vit import VisionTransformer, VitConfig
+
 if TYPE_CHECKING:
     from trellis2.checkpoint import Checkpoint
 
@@ -92,15 +94,15 @@ SIGMA_MIN = 1e-5
 
 
 def image_encoder_config(small: bool = False) -> dict[str, Any]:
-    """Arguments of ``transformers.DINOv3ViTConfig``."""
+    """The config.json of a DINOv3 of the published size."""
     return {
+        "model_type": "dinov3_vit",
         "hidden_size": 32 if small else 1024,
         "num_hidden_layers": 1 if small else 24,
         "num_attention_heads": 2 if small else 16,
         "intermediate_size": 64 if small else 4096,
         "num_register_tokens": 4,
         "patch_size": 64 if small else 16,
-        "image_size": 512,
     }
 
 
@@ -119,13 +121,12 @@ def randomise(tensors: Iterable[tuple[str, Tensor]], seed: int = 0) -> None:
                 tensor.normal_(0.0, fan_in**-0.5, generator=generator[device])
 
 
-def random_image_encoder(device: torch.device, small: bool = False) -> Any:
+def random_image_encoder(device: torch.device, small: bool = False) -> VisionTransformer:
     """A DINOv3 of the published size with random weights, on ``device``."""
-    import transformers
-
-    torch.manual_seed(0)
-    with torch.device(device):
-        backbone = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**image_encoder_config(small)))
+    with torch.device("meta"):
+        backbone = VisionTransformer(VitConfig.of_json(image_encoder_config(small)))
+    backbone = backbone.to_empty(device=device)
+    randomise(backbone.named_parameters())
     return backbone.eval().requires_grad_(False)
 
 

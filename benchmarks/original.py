@@ -37,7 +37,7 @@ from torch import Tensor
 
 from . import measure
 from .measure import Gauge, Stopwatch, say, summary, synchronise
-from .models import LATENT, SAMPLERS, SIGMA_MIN, configurations, random_image_encoder, randomise
+from .models import LATENT, SAMPLERS, SIGMA_MIN, configurations, image_encoder_config, randomise
 from .scene import Scene, Subdivision, picture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -198,7 +198,10 @@ def _pipeline(deviations: list[str]) -> Any:
             model = getattr(models, network)(**args)
         randomise(model.named_parameters(), number)
         networks[name] = model.eval().requires_grad_(False)
-    encoder = random_image_encoder(DEVICE)
+    with torch.device(DEVICE):
+        sizes = {name: value for name, value in image_encoder_config().items() if name != "model_type"}
+        encoder = features.DINOv3ViTModel(features.DINOv3ViTModel.config_class(**sizes)).eval().requires_grad_(False)
+    randomise(encoder.named_parameters())
     with patch.object(features.DINOv3ViTModel, "from_pretrained", lambda *_: encoder):
         extractor = features.DinoV3FeatureExtractor("random")
     if not hasattr(encoder, "layer"):

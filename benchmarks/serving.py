@@ -31,7 +31,15 @@ from trellis2.warmup import warm_up
 from . import measure, ours
 from .forced import forced, reduced
 from .measure import say, summary
-from .models import LATENT, SAMPLERS, SIGMA_MIN, configurations, random_image_encoder, randomise
+from .models import (
+    LATENT,
+    SAMPLERS,
+    SIGMA_MIN,
+    configurations,
+    image_encoder_config,
+    random_image_encoder,
+    randomise,
+)
 from .scene import Scene, picture
 
 SEEN = "1024_cascade"
@@ -81,7 +89,9 @@ def write_checkpoint(folder: Path, device: torch.device, small: bool) -> None:
         randomise(model.named_parameters(), number)
         save_file(model.state_dict(), folder / "ckpts" / f"{name}.safetensors")
         (folder / "ckpts" / f"{name}.json").write_text(json.dumps({"name": kind, "args": args}))
-    random_image_encoder(device, small).save_pretrained(folder / "encoder")
+    (folder / "encoder").mkdir(exist_ok=True)
+    save_file(random_image_encoder(device, small).state_dict(), folder / "encoder" / "model.safetensors")
+    (folder / "encoder" / "config.json").write_text(json.dumps(image_encoder_config(small)))
     normalization = {"mean": [0.0] * LATENT, "std": [2.0] * LATENT}
     args = {
         "models": {name: f"ckpts/{name}" for name in models},

@@ -231,9 +231,21 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "absolute positions": (_other_positions, "pe_mode='ape' is not supported"),
     "missing argument": (_no_width, "model_channels"),
     "no image encoder": (lambda f: shutil.rmtree(f / "dinov3"), "image encoder 'dinov3' cannot be loaded"),
+    "damaged image encoder": (
+        lambda f: (f / "dinov3/model.safetensors").write_bytes(b"x"),
+        r"image encoder 'dinov3' cannot be loaded: .*dinov3/model\.safetensors is damaged",
+    ),
+    "unfit image encoder": (
+        lambda f: edit(f / "dinov3/config.json", lambda c: c.update(num_hidden_layers=2)),
+        r"dinov3/model\.safetensors does not fit config\.json: missing layer\.1",
+    ),
+    "other image encoder": (
+        lambda f: edit(f / "dinov3/config.json", lambda c: c.update(model_type="vit")),
+        r"dinov3/config\.json is not of a DinoV3FeatureExtractor: model_type 'vit'",
+    ),
     "unknown image encoder": (
         lambda f: edit(f / "pipeline.json", lambda c: c["args"]["image_cond_model"].update(name="Clip")),
-        "unknown image_cond_model 'Clip'",
+        "image encoder 'dinov3' cannot be loaded: 'Clip' is not a known kind",
     ),
 }
 

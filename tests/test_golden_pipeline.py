@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from golden_cases import PILLOW_SIMD, golden_cases, load_golden, relative_l2, under
 from o_voxel.repair import fill_holes
 from o_voxel.sample import grid_sample_3d
@@ -19,6 +18,7 @@ from torch import Tensor
 from trellis2.checkpoint import Checkpoint, Normalization, build_model, fill_model
 from trellis2.image import prepare
 from trellis2.models.conditioning import ImageEncoder
+from trellis2.models.vit import VisionTransformer, VitConfig, file_state
 from trellis2.options import GenerateOptions
 from trellis2.pipeline import HOLE_PERIMETER, PRESETS, Pipeline, structure_grid
 from trellis2.sampling import SamplerOptions
@@ -36,11 +36,8 @@ def recorded_pipeline(meta: dict[str, Any], tensors: dict[str, Tensor], device: 
     for name, args in meta["model_args"].items():
         models[name] = build_model(CLASSES.get(name, "SLatFlowModel"), args)
         fill_model(models[name], under(tensors, f"models.{name}."))
-    backbone = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**meta["dino_config"]))
-    weights = under(tensors, "models.dino.")
-    if not any(key.startswith("model.layer.") for key in backbone.state_dict()):  # transformers 4
-        weights = {key.removeprefix("model."): value for key, value in weights.items()}
-    backbone.load_state_dict(weights)
+    backbone = VisionTransformer(VitConfig.of_json({"model_type": "dinov3_vit", **meta["dino_config"]}))
+    backbone.load_state_dict(file_state(under(tensors, "models.dino.")))
 
     def sampler(stage: str) -> SamplerOptions:
         params = {**meta["sampler_params"][stage], "sigma_min": meta["sigma_min"]}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 
 from trellis2.checkpoint import build_model
+from trellis2.models.vit import VisionTransformer, VitConfig
 
 LATENT = 8
 COND = 16
@@ -94,17 +94,21 @@ def tiny_checkpoint(folder: Path) -> Path:
         }
         save_file(state, folder / "ckpts" / f"{name}.safetensors")
         (folder / "ckpts" / f"{name}.json").write_text(json.dumps({"name": kind, "args": args}))
-    torch.manual_seed(3)
-    config = transformers.DINOv3ViTConfig(
-        hidden_size=COND,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_register_tokens=4,
-        patch_size=64,
-        image_size=512,
-    )
-    transformers.DINOv3ViTModel(config).save_pretrained(folder / "dinov3")
+    (folder / "dinov3").mkdir()
+    config = {
+        "model_type": "dinov3_vit",
+        "hidden_size": COND,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_register_tokens": 4,
+        "patch_size": 64,
+    }
+    (folder / "dinov3" / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        wanted = VisionTransformer(VitConfig.of_json(config)).state_dict()
+    state = {key: _random(key, value, generator) for key, value in wanted.items()}
+    save_file(state, folder / "dinov3" / "model.safetensors")
     normalization = {"mean": [0.1] * LATENT, "std": [1.5] * LATENT}
     pipeline = {
         "name": "Trellis2ImageTo3DPipeline",

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trellis2.checkpoint import build_model
+from trellis2.checkpoint import build_model, load_image_encoder
 from trellis2.layers import item_of_tokens
-from trellis2.models.conditioning import SmallEncoderConfig, SmallImageEncoder, load_image_encoder
+from trellis2.models.conditioning import SmallEncoderConfig, SmallImageEncoder
 from trellis2.models.flow import Flow
 from trellis2.models.voxel_vae import DualGrid
 from trellis2.voxels import Grid, Voxels, full_grid
@@ -270,7 +270,7 @@ class Flows(Objective):
         self.frozen: list[Any] = []  # in a list, or it would count as trained
         if "image_encoder" not in models:
             entry = args["image_cond_model"]
-            encoder = load_image_encoder(entry["name"], entry["args"]["model_name"]).eval().requires_grad_(False)
+            encoder = load_image_encoder(entry["name"], entry["args"]["model_name"])
             self.frozen = [encoder, int(entry["args"].get("image_size", 512))]
 
     def load(self, path: Path) -> Latents:

@@ -19,10 +19,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .models.conditioning import DINOV2_REPOSITORIES, ImageEncoder, SmallImageEncoder, load_image_encoder
+from .models.conditioning import (
+    DINOV2_REPOSITORIES,
+    DINOV2_SIZE,
+    ImageEncoder,
+    SmallEncoderConfig,
+    SmallImageEncoder,
+)
 from .models.flow import Flow, FlowConfig
 from .models.matting import BiRefNet, MattingConfig
 from .models.structure_vae import StructureDecoder, StructureEncoder, StructureVaeConfig
+from .models.vit import VisionTransformer, VitConfig, file_state
 from .models.voxel_vae import VoxelDecoder, VoxelEncoder, VoxelVaeConfig
 from .sampling import SamplerOptions
 
@@ -40,6 +47,7 @@ MODEL_NAMES = (
 DEFAULT_MATTING = "ZhengPeng7/BiRefNet"
 """The network that cuts objects out of pictures; MIT licence."""
 MATTING_WEIGHTS = "model.safetensors"
+ENCODER_CONFIG, ENCODER_WEIGHTS = "config.json", "model.safetensors"
 LEFT_OUT = "left_out.json"
 """In a folder: a list of networks of pipeline.json whose files were left out on purpose (weights/fetch.py)."""
 
@@ -181,6 +189,42 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module
     except ValueError as error:
         raise CheckpointError(f"{files.weights} does not fit {files.config.name}: {error}.") from error
     return model
+
+
+def load_image_encoder(kind: str, model: str | Path) -> ImageEncoder | SmallImageEncoder:
+    """Load the network that makes image tokens, into host memory, in float32.
+
+    kind: as pipeline.json names it: "DinoV3FeatureExtractor", "DinoV2FeatureExtractor" or "SmallImageEncoder".
+    model: a folder or a hub id, with ``config.json`` and ``model.safetensors``.
+    Raises CheckpointError naming the file and what is wrong with it.
+    """
+    source = Source(model, ENCODER_CONFIG)
+    path = source.file(ENCODER_CONFIG)
+    config = read_json(path)
+    try:
+        with torch.device("meta"):
+            if kind == "SmallImageEncoder":
+                encoder: Any = SmallImageEncoder(SmallEncoderConfig.of_json(config))
+            elif kind == "DinoV3FeatureExtractor":
+                encoder = ImageEncoder(VisionTransformer(VitConfig.of_json(config)))
+            elif kind == "DinoV2FeatureExtractor":
+                encoder = ImageEncoder(VisionTransformer(VitConfig.of_json(config)), DINOV2_SIZE)
+            else:
+                raise CheckpointError(f"{kind!r} is not a known kind.")
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"missing {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path} is not of a {kind}: {problem}.") from error
+    weights = source.file(ENCODER_WEIGHTS)
+    state = _read_weights(weights)
+    try:
+        if kind == "SmallImageEncoder":
+            fill_model(encoder, state)
+        else:
+            fill_model(encoder.backbone, file_state(state))
+    except ValueError as error:
+        raise CheckpointError(f"{weights} does not fit {path.name}: {error}.") from error
+    loaded: ImageEncoder | SmallImageEncoder = encoder.eval()
+    return loaded
 
 
 def load_matting(
@@ -372,14 +416,9 @@ def _image_encoder(source: Source, entry: Mapping[str, Any]) -> ImageEncoder | S
     local = source.folder / name if source.folder is not None else None
     where = str(local) if local is not None and local.is_dir() else DINOV2_REPOSITORIES.get(name, name)
     try:
-        return load_image_encoder(entry["name"], where).eval().requires_grad_(False)
-    except KeyError as error:
-        raise CheckpointError(f"pipeline.json names an unknown image_cond_model {entry['name']!r}.") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The image encoder {where!r} cannot be loaded ({str(error).splitlines()[0]}); "
-            "accept its terms on the hub and log in, or put its folder into the checkpoint."
-        ) from error
+        return load_image_encoder(entry["name"], where)
+    except CheckpointError as error:
+        raise CheckpointError(f"The image encoder {name!r} cannot be loaded: {error}") from error
 
 
 def _repository(path: Path) -> str:

@@ -1,27 +1,26 @@
-"""A picture -> image tokens, by a DINOv3 or DINOv2 vision transformer from ``transformers``, or by a small network of
-our own that is trained with the flows."""
+"""A picture -> image tokens, by a DINOv3 or DINOv2 vision transformer, or by a small network that is trained with the
+flows."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .vit import VisionTransformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DINOV2_SIZE = 518  # DINOv2 was trained at 37 patches of 14 pixels
 
-# The names under which the original loads DINOv2, and the same weights for ``transformers``.
+# The names under which the original loads DINOv2, and where the hub has the same weights.
 DINOV2_REPOSITORIES = {
     f"dinov2_{short}{suffix}": f"facebook/dinov2-{'with-registers-' if suffix else ''}{name}"
     for short, name in (("vits14", "small"), ("vitb14", "base"), ("vitl14", "large"), ("vitg14", "giant"))
@@ -36,19 +35,17 @@ class ImageEncoder(nn.Module):
     was trained with (the original does the same).
     """
 
-    def __init__(self, backbone: Any, fixed_size: int | None = None) -> None:
-        """backbone: a ``transformers`` DINO model. fixed_size: picture side to use whatever is asked for."""
+    def __init__(self, backbone: VisionTransformer, fixed_size: int | None = None) -> None:
+        """fixed_size: picture side to use whatever is asked for."""
         super().__init__()
-        norm = "norm" if hasattr(backbone, "norm") else "layernorm"
-        setattr(backbone, norm, nn.LayerNorm(backbone.config.hidden_size, elementwise_affine=False))
         self.backbone = backbone
         self.fixed_size = fixed_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: (B, 3, S, S) float32 in [0, 1].  Returns (B, L, C) float32."""
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-        tokens: Tensor = self.backbone((pixels - mean) / std).last_hidden_state
-        return tokens
+        tokens = self.backbone((pixels - mean) / std)
+        return F.layer_norm(tokens, tokens.shape[-1:])
 
     def encode(self, image: Image.Image, size: int) -> Tensor:
         """Tokens (1, L, C) of an RGB picture, resized to ``size`` pixels square (Lanczos)."""
@@ -134,36 +131,3 @@ class _EncoderBlock(nn.Module):
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
-
-
-def load_image_encoder(kind: str, source: str) -> ImageEncoder | SmallImageEncoder:
-    """Load the encoder that pipeline.json names.
-
-    kind: "DinoV3FeatureExtractor", "DinoV2FeatureExtractor" or "SmallImageEncoder". source: a folder or a hub id (not
-    for the last).  Raises KeyError on another kind, and OSError or ValueError when the files are missing or damaged.
-    """
-    if kind == "SmallImageEncoder":
-        return _load_small(Path(source))
-    import transformers
-
-    if Path(source).is_dir():  # nothing to wait for, and two bars on one terminal cross each other
-        transformers.utils.logging.disable_progress_bar()
-    if kind == "DinoV3FeatureExtractor":
-        return ImageEncoder(transformers.DINOv3ViTModel.from_pretrained(source))
-    if kind == "DinoV2FeatureExtractor":
-        return ImageEncoder(transformers.AutoModel.from_pretrained(source), DINOV2_SIZE)
-    raise KeyError(kind)
-
-
-def _load_small(folder: Path) -> SmallImageEncoder:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        encoder = SmallImageEncoder(SmallEncoderConfig.of_json(config))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not of a SmallImageEncoder: {error}") from error
-    state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
-    try:
-        encoder.load_state_dict(state, strict=True)
-    except RuntimeError as error:  # its first line only says that there was an error
-        raise ValueError(" ".join(str(error).split())) from error
-    return encoder
