@@ -7,7 +7,9 @@ import logging
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ OUTSIDE_TORCH = int(0.75 * GIB)
 
 _SEGMENT = 128 * 2**20  # bytes that are copied in one go; a block of the published flows has 85 MB
 _ALIGNMENT = 512
+_MOVERS = 4  # threads
 # How torch, cuBLAS, cuDNN and Warp say that a GPU, or the host, is full.
 _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ailed to allocate", "not enough memory", "can't allocate memory")
 
@@ -42,8 +45,15 @@ class Residency:
         self._streamed: weakref.WeakKeyDictionary[nn.Module, list[_Segment]] = weakref.WeakKeyDictionary()
         self._copies = None if self.resident_weights else torch.cuda.Stream(device)
 
-    def settle(self, model: nn.Module) -> None:
-        """Put a freshly loaded network where it rests."""
+    def settle(self, *models: nn.Module) -> None:
+        """Put freshly loaded networks where they rest, several at a time: one thread cannot keep up with the memory."""
+        prepare = None
+        if self.device.type == "cuda":  # which GPU is the current one, each thread decides for itself
+            prepare = partial(torch.cuda.set_device, torch.cuda.current_device())
+        with ThreadPoolExecutor(_MOVERS, initializer=prepare) as movers:
+            list(movers.map(self._settle, models))
+
+    def _settle(self, model: nn.Module) -> None:
         if self.resident_weights:
             model.to(self.device)
         else:

@@ -136,8 +136,7 @@ class Pipeline:
         if gpu_memory is not None and device.type != "cpu":
             limit_memory(device, gpu_memory)
         with memory_given_back(_TOO_LARGE):
-            for model in models:
-                self.residency.settle(model)
+            self.residency.settle(*models)
 
     @classmethod
     def from_pretrained(
