@@ -29,9 +29,9 @@ else:
 _CONE = math.radians(40)
 # Charts of less than this part of the whole area may join a neighbour up to the wider angle.
 _CRUMB, _CRUMB_CONE = 1e-4, math.radians(70)
-# In texels of a 2048 atlas: so charts stay apart down to a mip level of 512 texels. Few charts can have more: two
-# texels at a level of 256, where a filtered look-up inside a chart then meets none that lies nearer to another.
-_RESOLUTION, _PADDING, _AMPLE = 2048, 4, 16
+# In texels of a 2048 atlas: so charts stay apart down to a mip level of 256 texels, and a filtered look-up inside a
+# chart meets none that lies nearer to another down to 1024. Few charts can have more, for two levels more.
+_RESOLUTION, _PADDING, _AMPLE = 2048, 8, 16
 _FILL = 0.85  # of the atlas, what charts and their padding cover
 _ONE = 1 << 30
 _LONGEST = 1.6  # side of a chart, as a multiple of the square root of the whole area
@@ -199,7 +199,8 @@ class _Charts:
 
 
 def _flatten(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Tensor, label: Tensor) -> _Charts:
-    """Project each chart along its mean normal, and halve charts until none lies over itself or is too long."""
+    """Project each chart along its mean normal.  Where one lies over itself, those faces are cut off; one that is too
+    long, or of which little would be left, is halved; until all are in order."""
     device = points.device
     final = torch.empty_like(label)
     axes: list[Tensor] = []
@@ -215,11 +216,11 @@ def _flatten(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Ten
         outer = torch.ones(3 * len(triangles), dtype=torch.bool, device=device)
         outer[half_edges.reshape(-1)] = False
         rim = torch.nonzero(outer)[:, 0]
-        bad = _overlaid(uvs, triangles, label, rim, count)
-        bad[label[(normals * axis[label]).sum(1) <= 0]] = True
+        cut = _overlaid(uvs, triangles, label, rim) | ((normals * axis[label]).sum(1) <= 0)
+        size, cuts = (torch.bincount(each, minlength=count) for each in (label, label[cut]))
         low, high = extents(uvs.reshape(-1, 2)[rim], label[rim // 3], count)
-        bad |= (high - low).amax(1) > longest
-        bad &= torch.bincount(label, minlength=count) > 1
+        long = (high - low).amax(1) > longest
+        bad = ((cuts > 0) | long) & (size > 1)
 
         good = torch.nonzero(~bad)[:, 0]
         number = charts + (~bad).cumsum(0) - 1
@@ -237,7 +238,8 @@ def _flatten(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Ten
         half_edges = half_edges[bad[label[half_edges[:, 0] // 3]]]
         half_edges = 3 * place[half_edges // 3] + half_edges % 3
         faces, triangles, normals, label = faces[kept], triangles[kept], normals[kept], label[kept]
-        label = 2 * label + _beyond_middle(uvs[kept].mean(1), label, count)
+        halved = (long | (2 * cuts >= size))[label]
+        label = 2 * label + torch.where(halved, _beyond_middle(uvs[kept].mean(1), label, count), cut[kept])
         pairs = half_edges // 3
         count, label = components(pairs[label[pairs[:, 0]] == label[pairs[:, 1]]], len(faces))
 
@@ -263,33 +265,32 @@ def _beyond_middle(centre: Tensor, label: Tensor, count: int) -> Tensor:
     return beyond | (~parted[label] & (first[label] == item))
 
 
-def _overlaid(uvs: Tensor, triangles: Tensor, label: Tensor, rim: Tensor, count: int) -> Tensor:
-    """Charts (count,) whose rims cross themselves, or with vertices that faces go round more than once, or where
-    several fans meet."""
-    bad = _crossing(uvs, rim, label, count)
+def _overlaid(uvs: Tensor, triangles: Tensor, label: Tensor, rim: Tensor) -> Tensor:
+    """Faces (F,) with an edge of their chart's rim that crosses another, or a vertex that the chart's faces go round
+    more than once or where several of its fans meet."""
+    overlaid = torch.zeros(len(triangles), dtype=torch.bool, device=uvs.device)
+    overlaid[_crossing(uvs, rim, label) // 3] = True
     ahead, back = uvs.roll(-1, 1) - uvs, uvs.roll(1, 1) - uvs
     sine = ahead[..., 0] * back[..., 1] - ahead[..., 1] * back[..., 0]
     angle = torch.atan2(sine.abs(), (ahead * back).sum(2))
     keys, number = _numbered(label[:, None] * (triangles.max() + 1) + triangles)
     turn = group_sums(angle.reshape(-1), number.reshape(-1), len(keys))
     fans = torch.bincount(number.reshape(-1)[rim], minlength=len(keys))
-    overfull = (turn > 2 * math.pi + 1e-6) | (fans > 1)
-    bad[label[overfull[number].any(1)]] = True
-    return bad
+    return overlaid | ((turn > 2 * math.pi + 1e-6) | (fans > 1))[number].any(1)
 
 
-def _crossing(uvs: Tensor, rim: Tensor, label: Tensor, count: int) -> Tensor:
-    """Charts (count,) in which two edges of the rim cross."""
+def _crossing(uvs: Tensor, rim: Tensor, label: Tensor) -> Tensor:
+    """Those half-edges of ``rim`` that cross another of the same chart."""
     start, end = uvs.reshape(-1, 2)[rim], uvs.roll(-1, 1).reshape(-1, 2)[rim]
     chart = label[rim // 3]
     # From left to right, chart by chart.
     order = torch.argsort(torch.minimum(start, end)[:, 0], stable=True)
     order = order[torch.argsort(chart[order], stable=True)]
-    found = torch.zeros(count, dtype=torch.int32, device=uvs.device)
+    found = torch.zeros(len(rim), dtype=torch.int32, device=uvs.device)
     ends = [shared(tensor[order].contiguous(), wp.vec2d) for tensor in (start, end)]
     groups = shared(chart[order].int(), wp.int32)
     launch(_sweep, len(order), [*ends, groups, len(order), shared(found, wp.int32)], uvs.device)
-    return found != 0
+    return rim[order[found != 0]]
 
 
 @func
@@ -313,11 +314,9 @@ def _sweep(first: int, start: Vec2ds, end: Vec2ds, group: Ints, count: int, foun
     right = wp.max(a[0], b[0])
     j = int(i + 1)
     while j < count and group[j] == group[i] and wp.min(start[j][0], end[j][0]) < right:
-        if _cross(a, b, start[j], end[j]):
-            found[group[i]] = 1
-        # Whoever finds a chart's first crossing, the answer is the same.
-        if found[group[i]] != 0:
-            j = count
+        if _cross(a, b, start[j], end[j]):  # whoever finds a crossing, the answer is the same
+            found[i] = 1
+            found[j] = 1
         j += 1
 
 
