@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .vit import VisionTransformer
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DINOV2_SIZE = 518  # DINOv2 was trained at 37 patches of 14 pixels
@@ -35,8 +33,8 @@ class ImageEncoder(nn.Module):
     was trained with (the original does the same).
     """
 
-    def __init__(self, backbone: VisionTransformer, fixed_size: int | None = None) -> None:
-        """fixed_size: picture side to use whatever is asked for."""
+    def __init__(self, backbone: nn.Module, fixed_size: int | None = None) -> None:
+        """backbone: a ``vit.VisionTransformer``. fixed_size: picture side to use whatever is asked for."""
         super().__init__()
         self.backbone = backbone
         self.fixed_size = fixed_size
@@ -44,7 +42,7 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: (B, 3, S, S) float32 in [0, 1].  Returns (B, L, C) float32."""
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-        tokens = self.backbone((pixels - mean) / std)
+        tokens: Tensor = self.backbone((pixels - mean) / std)
         return F.layer_norm(tokens, tokens.shape[-1:])
 
     def encode(self, image: Image.Image, size: int) -> Tensor:
