@@ -76,6 +76,9 @@ def test_every_warp_module_is_compiled_for_every_gpu(prebuilt: tuple[Path, subpr
     for name in ("sm80", "sm90"):
         assert [re.sub(r"^wp_(.*)_[0-9a-f]{7}\..*", r"\1", file) for file in binaries if f".{name}." in file] == wanted
     assert all(path.read_bytes()[:4] == b"\x7fELF" for path in (folder / "warp").rglob("*.cubin"))
+    # And what a GPU's host runs itself, whatever processor it has: the name would say if it were for this one alone.
+    objects = sorted(path.name for path in (folder / "warp").rglob("*.o"))
+    assert [re.sub(r"_[0-9a-f]{7}\.cpu[^.]*\.o$", "", file) for file in objects] == ["wp_o_voxel.pack", "wp_o_voxel.unwrap"]
     if not LINKED:
         assert done.returncode == 1
         assert re.fullmatch(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .launch import Int64s, IntRows, Ints, Vec2s, func, kernel, launch, shared, wp
 
+wp.set_module_options({"cpu_compiler_flags": ""})  # also runs beside a GPU: for any processor, see prebuild
+
 if TYPE_CHECKING:
     Bytes = Any
 else:

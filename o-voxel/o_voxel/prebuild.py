@@ -33,10 +33,14 @@ def capability(text: str) -> int:
 
 
 def warp_kernels(modules: Iterable[str], capabilities: Sequence[int]) -> list[Path]:
-    """Compile the Warp kernels of these Python modules.  Returns the files."""
+    """Compile the Warp kernels of these Python modules, for the processor too where they are for any.  Returns the
+    files."""
     files: list[Path] = []
     for name in modules:
-        files += wp.compile_aot_module(importlib.import_module(name), arch=capabilities, use_ptx=False)
+        module = importlib.import_module(name)
+        files += wp.compile_aot_module(module, arch=capabilities, use_ptx=False)
+        if wp.get_module(name).options["cpu_compiler_flags"] == "":
+            files += wp.compile_aot_module(module, device="cpu")
     return files
 
 

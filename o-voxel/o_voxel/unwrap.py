@@ -1,13 +1,14 @@
 """UV unwrapping: nearly flat charts, laid out in a square.
 
 Faces are clustered into charts that project onto a plane without folding; ``pack`` finds the charts their places.
-Everything but the last choice of places runs on the mesh's own device.
+All runs on the mesh's own device, but for the last merges of clusters and the choice of places: these go one by one,
+on the host.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from .checks import check_mesh
 from .groups import group_sums
-from .launch import Ints, Vec2d, func, kernel, launch, shared, wp
+from .launch import Floats, Ints, Vec2d, Vec3, Vec3s, func, kernel, launch, shared, wp
 from .pack import extents, pack
 from .repair import components, manifold_edges
+
+wp.set_module_options({"cpu_compiler_flags": ""})  # also runs beside a GPU: for any processor, see prebuild
 
 if TYPE_CHECKING:
     Vec2ds = Any
@@ -26,14 +29,15 @@ else:
 
 # Normals of a chart lie within this angle of its plane's: lengths shrink by a quarter at most, and the two sides
 # of a right-angled edge never share a chart.
-_CONE = math.radians(40)
+_CONE = wp.constant(math.radians(40))
 # Charts of less than this part of the whole area may join a neighbour up to the wider angle.
 _CRUMB, _CRUMB_CONE = 1e-4, math.radians(70)
 # In texels of a 2048 atlas: so charts stay apart down to a mip level of 256 texels, and a filtered look-up inside a
 # chart meets none that lies nearer to another down to 1024. Few charts can have more, for two levels more.
 _RESOLUTION, _PADDING, _AMPLE = 2048, 8, 16
 _FILL = 0.85  # of the atlas, what charts and their padding cover
-_ONE = 1 << 30
+_FEW = 1000  # pairs that are merged sooner one by one than all at once, with the many rounds that follow
+_LOOSE = wp.constant(math.radians(0.05))  # half of what a cluster's spread may be overrated by
 _LONGEST = 1.6  # side of a chart, as a multiple of the square root of the whole area
 
 
@@ -119,49 +123,70 @@ def _cluster(points: Tensor, triangles: Tensor, normals: Tensor, half_edges: Ten
 
 
 def _merged(clusters: _Clusters, unit: Tensor, cone: float, crumb: float) -> _Clusters:
-    """Merge clusters, in each round all pairs that are each other's cheapest partner.
+    """Merge clusters that are each other's cheapest partner, until none may merge; ``clusters`` is spent.
 
     Normals ``unit`` (F, 3) stay within ``cone`` of their cluster's mean; of two that merge, one has an area below
-    ``crumb``.
+    ``crumb``. All such pairs of a round merge at once while there are many; later ones mostly wait for one another,
+    and merge one by one.
     """
-    label, normal, area, rim = clusters.label, clusters.normal, clusters.area, clusters.outline
-    u, v, shared = clusters.u, clusters.v, clusters.shared
-    never = torch.iinfo(torch.int64).max
+    device = unit.device
     while True:
-        count = len(area)
-        axis = _unit(normal)
-        # As integers, of which GPUs find the smallest of many far sooner.
-        aligned = ((unit * axis[label]).sum(1).clamp(-1, 1) * _ONE).int()
-        widest = torch.full((count,), _ONE, dtype=torch.int32, device=u.device)
-        spread = (widest.scatter_reduce(0, label, aligned, "amin").float() / _ONE).acos()
-        middle = _unit(normal[u] + normal[v])
-        turned = torch.maximum(spread[u] + _angle(axis[u], middle), spread[v] + _angle(axis[v], middle))
-        outline = (rim[u] + rim[v] - 2 * shared).clamp_min(0)
-        # Flat and round charts first; a little noise, for equal costs would pair few of a regular grid's faces.
-        cost = turned / _CONE + 0.2 * outline / (4 * math.pi * (area[u] + area[v])).sqrt()
-        edge = torch.arange(len(u), device=u.device)
-        cost *= 1 + 0.05 * _noise(edge)
-        allowed = (turned <= cone) & (torch.minimum(area[u], area[v]) < crumb)
-        # Costs are not negative, so their bits have their order.
-        rank = torch.where(allowed, (cost.view(torch.int32).long() << 32) | edge, never)
-        best = torch.full((count,), never, device=u.device)
+        label, u, v, count = clusters.label, clusters.u, clusters.v, len(clusters.area)
+        # Bits of floats that are not negative have their order, and of integers GPUs find the largest far sooner.
+        chord = (unit - _unit(clusters.normal)[label]).square().sum(1).view(torch.int32)
+        widest = torch.zeros(count, dtype=torch.int32, device=device).scatter_reduce(0, label, chord, "amax")
+        spread = 2 * (widest.view(torch.float32).sqrt() / 2).clamp_max(1).asin()
+        cost = torch.empty_like(clusters.shared)
+        launch(_find_costs, len(u), [_graph(clusters, spread, cost, cone, crumb)], device)
+        rank = (cost.view(torch.int32).long() << 32) | torch.arange(len(u), device=device)
+        best = torch.full((count,), torch.iinfo(torch.int64).max, device=device)
         best = best.scatter_reduce(0, u, rank, "amin").scatter_reduce(0, v, rank, "amin")
-        agreed = torch.nonzero(allowed & (best[u] == rank) & (best[v] == rank))[:, 0]
+        agreed = torch.nonzero((cost < torch.inf) & (best[u] == rank) & (best[v] == rank))[:, 0]
         if not len(agreed):
-            return _Clusters(label, normal, area, rim, u, v, shared)
-
+            return clusters
+        if len(agreed) < _FEW:
+            return _merged_one_by_one(clusters, unit, spread, cost, cone, crumb)
         one, other = u[agreed], v[agreed]
-        normal, area, rim = normal.clone(), area.clone(), rim.clone()
-        normal[one] += normal[other]
-        area[one] += area[other]
-        rim[one] = outline[agreed]
-        remains = torch.ones(count, dtype=torch.bool, device=u.device)
-        remains[other] = False
-        number = remains.cumsum(0) - 1
-        number[other] = number[one]
-        remaining = torch.nonzero(remains)[:, 0]
-        normal, area, rim, label = normal[remaining], area[remaining], rim[remaining], number[label]
-        u, v, shared = _touching(number[u], number[v], shared, len(remaining))
+        clusters.normal[one] += clusters.normal[other]
+        clusters.area[one] += clusters.area[other]
+        clusters.outline[one] += clusters.outline[other] - 2 * clusters.shared[agreed]
+        into = torch.arange(count, device=device)
+        into[other] = one
+        clusters = _united(clusters, into)
+
+
+def _merged_one_by_one(
+    clusters: _Clusters, unit: Tensor, spread: Tensor, cost: Tensor, cone: float, crumb: float
+) -> _Clusters:
+    """As ``_merged``, on the host; ``spread`` (C,): the largest angle of a cluster's normals with their mean."""
+    device, count = unit.device, len(spread)
+    host = _Clusters(**{name: tensor.cpu() for name, tensor in vars(clusters).items()})
+    graph = _graph(host, spread.cpu(), cost.cpu(), cone, crumb)
+    begin = torch.zeros(count + 1, dtype=torch.int32, device=device)
+    begin[1:] = torch.bincount(clusters.label, minlength=count).cumsum(0)
+    faces = _Faces()
+    faces.unit = shared(unit[torch.argsort(clusters.label, stable=True)].cpu(), wp.vec3)
+    faces.begin = shared(begin.cpu(), wp.int32)
+    faces.following = shared(torch.full((count,), -1, dtype=torch.int32), wp.int32)
+    faces.last = shared(torch.arange(count, dtype=torch.int32), wp.int32)
+    faces.centre = shared(_unit(host.normal), wp.vec3)
+    faces.radius = shared(spread.to("cpu", copy=True), wp.float32)
+    first, ahead = torch.full((count,), -1, dtype=torch.int32), torch.empty(2 * len(cost), dtype=torch.int32)
+    known, into = torch.zeros_like(first), torch.arange(count, dtype=torch.int32)
+    lists = [shared(tensor, wp.int32) for tensor in (first, ahead, known, into)]
+    launch(_follow_chains, 1, [graph, faces, *lists], torch.device("cpu"))
+    normal, area, outline = host.normal.to(device), host.area.to(device), host.outline.to(device)
+    return _united(replace(clusters, normal=normal, area=area, outline=outline), into.long().to(device))
+
+
+def _united(clusters: _Clusters, into: Tensor) -> _Clusters:
+    """Each cluster as a part of the one that ``into`` (C,) names, whose sums are up to date."""
+    remains = into == torch.arange(len(into), device=into.device)
+    number = (remains.cumsum(0) - 1)[into]
+    left = torch.nonzero(remains)[:, 0]
+    pairs = _touching(number[clusters.u], number[clusters.v], clusters.shared, len(left))
+    normal, area, outline = clusters.normal[left], clusters.area[left], clusters.outline[left]
+    return _Clusters(number[clusters.label], normal, area, outline, *pairs)
 
 
 def _touching(u: Tensor, v: Tensor, shared: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,11 +207,201 @@ def _numbered(keys: Tensor) -> tuple[Tensor, Tensor]:
     return ascending[new], number.view(keys.shape)
 
 
-def _noise(index: Tensor) -> Tensor:
-    """Float32 in [0, 1) that looks random."""
-    mixed = (index * 0x9E3779B1) & 0xFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 15)) * 0x85EBCA6B) & 0xFFFFFFFF
-    return ((mixed ^ (mixed >> 13)) & 0xFFFFFF).float() / 2.0**24
+@wp.struct
+class _Graph:
+    """The limits; of clusters normal, area, outline and spread; of pairs that touch their shared length and cost.
+    Pair i has the ends 2i and 2i + 1, each at a cluster, or at -1 where another pair took its place."""
+
+    cone: float
+    crumb: float
+    normal: Vec3s
+    area: Floats
+    outline: Floats
+    spread: Floats
+    ends: Ints
+    length: Floats
+    cost: Floats
+
+
+def _graph(clusters: _Clusters, spread: Tensor, cost: Tensor, cone: float, crumb: float) -> Any:
+    graph = _Graph()
+    graph.cone, graph.crumb = cone, crumb
+    graph.normal = shared(clusters.normal, wp.vec3)
+    graph.area = shared(clusters.area, wp.float32)
+    graph.outline = shared(clusters.outline, wp.float32)
+    graph.spread = shared(spread, wp.float32)
+    graph.ends = shared(torch.stack([clusters.u, clusters.v], 1).int().view(-1), wp.int32)
+    graph.length = shared(clusters.shared, wp.float32)
+    graph.cost = shared(cost, wp.float32)
+    return graph
+
+
+@func
+def _angle(apart: float) -> float:
+    """Between unit vectors that far apart. Small angles are exact, too: many of them are added up."""
+    return 2.0 * wp.asin(wp.min(apart / 2.0, 1.0))
+
+
+@func
+def _cost(graph: _Graph, i: int) -> float:
+    """Of uniting the clusters of pair i; infinite where they may not unite."""
+    a = graph.ends[2 * i]
+    b = graph.ends[2 * i + 1]
+    middle = wp.normalize(graph.normal[a] + graph.normal[b])
+    turned_a = graph.spread[a] + _angle(wp.length(wp.normalize(graph.normal[a]) - middle))
+    turned_b = graph.spread[b] + _angle(wp.length(wp.normalize(graph.normal[b]) - middle))
+    turned = wp.max(turned_a, turned_b)
+    if turned > graph.cone or wp.min(graph.area[a], graph.area[b]) >= graph.crumb:
+        return wp.inf
+    # Flat and round charts first; a little noise, for equal costs would pair few of a regular grid's faces.
+    outline = wp.max(graph.outline[a] + graph.outline[b] - 2.0 * graph.length[i], 0.0)
+    cost = turned / _CONE + 0.2 * outline / wp.sqrt(4.0 * wp.pi * (graph.area[a] + graph.area[b]))
+    return cost * (1.0 + 0.05 * wp.randf(wp.rand_init(0, i)))
+
+
+@kernel
+def _find_costs(first: int, graph: _Graph) -> None:
+    i = first + wp.tid()
+    graph.cost[i] = _cost(graph, i)
+
+
+@wp.struct
+class _Faces:
+    """Cluster c, as it was, had the normals ``unit`` from begin[c] to begin[c + 1]. Of those that it has united with
+    since, the next is following[c], or -1, and the last last[c]. All its normals are within radius[c] of centre[c]."""
+
+    unit: Vec3s
+    begin: Ints
+    following: Ints
+    last: Ints
+    centre: Vec3s
+    radius: Floats
+
+
+@func
+def _radius(axis: Vec3, c: int, faces: _Faces) -> float:
+    """The largest angle of a cluster's normals with ``axis``."""
+    widest = wp.float32(0.0)
+    part = wp.int32(c)
+    while part >= 0:
+        for i in range(faces.begin[part], faces.begin[part + 1]):
+            widest = wp.max(widest, wp.length(faces.unit[i] - axis))
+        part = faces.following[part]
+    return _angle(widest)
+
+
+@func
+def _spread_together(a: int, b: int, graph: _Graph, faces: _Faces) -> float:
+    """The largest angle of two clusters' normals with their mean, or a little more."""
+    large = a
+    small = b
+    if graph.area[a] < graph.area[b]:
+        large = b
+        small = a
+    axis = wp.normalize(graph.normal[a] + graph.normal[b])
+    centre = faces.centre[large]
+    radius = faces.radius[large]
+    # To look at all normals of a large cluster whenever it grows would take long.
+    if _angle(wp.length(axis - centre)) > _LOOSE:
+        centre = axis
+        radius = _radius(axis, large, faces)
+    faces.centre[a] = centre
+    faces.radius[a] = wp.max(radius, _radius(centre, small, faces))
+    return faces.radius[a] + _angle(wp.length(axis - centre))
+
+
+@func
+def _cheapest(c: int, graph: _Graph, first: Ints, ahead: Ints) -> int:
+    """The end at cluster c of its cheapest pair, or -1 if none may unite."""
+    best = wp.int32(-1)
+    lowest = wp.float32(wp.inf)
+    end = first[c]
+    while end >= 0:
+        if graph.ends[end] == c:
+            cost = graph.cost[end // 2]
+            if cost < lowest or (cost == lowest and end // 2 < best // 2):
+                lowest = cost
+                best = end
+        end = ahead[end]
+    return best
+
+
+@func
+def _relink(c: int, a: int, head: int, graph: _Graph, first: Ints, ahead: Ints, known: Ints) -> int:
+    """Make the ends at cluster c ends at a, in front of those from ``head`` on: the first of all.
+
+    known[n] is the end at a of its pair with n, if there is such a pair; a second one adds its length and goes.
+    """
+    end = wp.int32(first[c])
+    while end >= 0:
+        behind = ahead[end]
+        if graph.ends[end] == c:
+            neighbour = graph.ends[end ^ 1]
+            twin = known[neighbour]
+            if twin != end and graph.ends[twin] == a and graph.ends[twin ^ 1] == neighbour:
+                graph.length[twin // 2] = graph.length[twin // 2] + graph.length[end // 2]
+                graph.ends[end] = -1
+                graph.ends[end ^ 1] = -1
+            else:
+                graph.ends[end] = a
+                known[neighbour] = end
+                ahead[end] = head
+                head = end
+        end = behind
+    return head
+
+
+@func
+def _unite(a: int, b: int, i: int, graph: _Graph, faces: _Faces, first: Ints, ahead: Ints, known: Ints) -> None:
+    """Make clusters a and b of pair i one cluster, a."""
+    graph.spread[a] = _spread_together(a, b, graph, faces)
+    faces.following[faces.last[a]] = b
+    faces.last[a] = faces.last[b]
+    graph.normal[a] = graph.normal[a] + graph.normal[b]
+    graph.area[a] = graph.area[a] + graph.area[b]
+    graph.outline[a] = graph.outline[a] + graph.outline[b] - 2.0 * graph.length[i]
+    graph.ends[2 * i] = -1
+    graph.ends[2 * i + 1] = -1
+    first[a] = _relink(a, a, -1, graph, first, ahead, known)
+    first[a] = _relink(b, a, first[a], graph, first, ahead, known)
+    end = first[a]
+    while end >= 0:
+        graph.cost[end // 2] = _cost(graph, end // 2)
+        end = ahead[end]
+
+
+@kernel
+def _follow_chains(
+    nothing: int, graph: _Graph, faces: _Faces, first: Ints, ahead: Ints, known: Ints, into: Ints
+) -> None:
+    """Nearest-neighbour chains: from a cluster to its cheapest partner, to that one's and so on costs fall, until
+    two are each other's. Ends at cluster c are first[c], ahead[first[c]] and so on, some of them gone."""
+    for end in range(graph.ends.shape[0]):
+        ahead[end] = first[graph.ends[end]]
+        first[graph.ends[end]] = end
+    merging = wp.int32(1)
+    while merging != 0:
+        merging = wp.int32(0)
+        for start in range(into.shape[0]):
+            here = wp.int32(-1)
+            if into[start] == start:
+                here = _cheapest(start, graph, first, ahead)
+            while here >= 0:
+                a = graph.ends[here]
+                b = graph.ends[here ^ 1]
+                there = _cheapest(b, graph, first, ahead)
+                if there == (here ^ 1):
+                    _unite(a, b, here // 2, graph, faces, first, ahead, known)
+                    into[b] = a
+                    merging = wp.int32(1)
+                    there = _cheapest(a, graph, first, ahead)
+                here = there
+    for c in range(into.shape[0]):
+        if into[c] == c:
+            part = faces.following[c]
+            while part >= 0:
+                into[part] = c
+                part = faces.following[part]
 
 
 @dataclass(frozen=True)
@@ -340,7 +555,3 @@ def _scale(corners: Tensor, charts: _Charts) -> tuple[int, float]:
 
 def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-
-
-def _angle(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1).clamp(-1, 1).acos()

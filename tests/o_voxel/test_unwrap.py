@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from layouts import ball, check_layout
+from o_voxel import unwrap as unwrapping
+from o_voxel.groups import group_sums
+from o_voxel.repair import components, manifold_edges
 from o_voxel.unwrap import unwrap
 from torch import Tensor
 from voxelise import bumpy_sphere, cube, voxelise
@@ -51,6 +54,30 @@ def test_rough_surface() -> None:
     flat = unwrap(vertices, faces)
     assert torch.equal(flat.vertex_map[flat.faces.long()], faces.long())
     check_layout(vertices, flat)
+
+
+@pytest.mark.parametrize("few", [1, 1 << 30])
+def test_merged_all_at_once_or_one_by_one(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vertices, faces = ball(32)
+    vertices += 0.2 / 32 * torch.randn(vertices.shape, generator=torch.Generator().manual_seed(0))
+    usual = unwrap(vertices, faces)
+    monkeypatch.setattr(unwrapping, "_FEW", few)
+    flat = unwrap(vertices, faces)
+    check_layout(vertices, flat)
+    assert 0.9 * usual.charts <= flat.charts <= 1.1 * usual.charts
+
+    a, b, c = vertices.double()[faces.long()].unbind(1)
+    normals = torch.linalg.cross(b - a, c - a)
+    half_edges = manifold_edges(faces.long(), len(vertices))
+    pairs = half_edges // 3
+    for crumb, cone in ((0, 40), (1e-4, 70)):
+        monkeypatch.setattr(unwrapping, "_CRUMB", crumb)
+        label = unwrapping._cluster(vertices.double(), faces.long(), normals, half_edges)
+        count = int(label.max()) + 1
+        mean = group_sums(normals, label, count)
+        angle = torch.rad2deg(torch.acos(torch.cosine_similarity(normals, mean[label]).clamp(-1, 1)))
+        assert cone - 2 < angle.max() <= cone + 0.01
+        assert components(pairs[label[pairs[:, 0]] == label[pairs[:, 1]]], len(faces))[0] == count
 
 
 def test_loose_triangles() -> None:
