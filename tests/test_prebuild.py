@@ -66,7 +66,7 @@ def modules_with(decorator: str) -> set[str]:
 
 def test_no_module_is_forgotten() -> None:
     assert modules_with("jit") == {"o_voxel.conv_triton", "trellis2.fused"}
-    assert modules_with("kernel") == {*prebuild.own_modules(), "trellis2.environment"}
+    assert modules_with("kernel") == {*prebuild.own_modules(), "trellis2.environment", "trellis2.occlusion"}
 
 
 def test_every_warp_module_is_compiled_for_every_gpu(prebuilt: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -78,7 +78,10 @@ def test_every_warp_module_is_compiled_for_every_gpu(prebuilt: tuple[Path, subpr
     assert all(path.read_bytes()[:4] == b"\x7fELF" for path in (folder / "warp").rglob("*.cubin"))
     # And what a GPU's host runs itself, whatever processor it has: the name would say if it were for this one alone.
     objects = sorted(path.name for path in (folder / "warp").rglob("*.o"))
-    assert [re.sub(r"_[0-9a-f]{7}\.cpu[^.]*\.o$", "", file) for file in objects] == ["wp_o_voxel.pack", "wp_o_voxel.unwrap"]
+    assert [re.sub(r"_[0-9a-f]{7}\.cpu[^.]*\.o$", "", file) for file in objects] == [
+        "wp_o_voxel.pack",
+        "wp_o_voxel.unwrap",
+    ]
     if not LINKED:
         assert done.returncode == 1
         assert re.fullmatch(
@@ -125,7 +128,7 @@ torch.set_default_device("cuda")
 with torch.no_grad():
     prebuild.convolutions()
     norms()
-for name in [*prebuild.own_modules(), "trellis2.environment"]:
+for name in [*prebuild.own_modules(), "trellis2.environment", "trellis2.occlusion"]:
     __import__(name)
     launch.wp.get_module(name).load("cuda")
 torch.cuda.synchronize()

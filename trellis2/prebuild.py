@@ -1,6 +1,6 @@
 """Compile all kernels for GPUs ahead of time: ``python -m trellis2.prebuild 8.0 9.0``; see ``o_voxel.prebuild``.
 
-For images: needs no GPU, and of this package only ``environment`` and ``fused``.
+For images: needs no GPU, and of this package only ``environment``, ``fused`` and ``occlusion``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def norms() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return prebuild.run(arguments, ["trellis2.environment"], [norms])
+    return prebuild.run(arguments, ["trellis2.environment", "trellis2.occlusion"], [norms])
 
 
 if __name__ == "__main__":

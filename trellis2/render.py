@@ -21,17 +21,11 @@ from . import environment as light
 from .environment import Environment
 from .errors import InputError
 from .mesh import ALPHA, BASE_COLOR, MATERIAL_CHANNELS, METALLIC, ROUGHNESS, Asset
+from .occlusion import NO_DEPTH, screen_occlusion
 from .progress import OnStep, ignore_step
 
 _OPAQUE = 1 - 1 / 512  # what lies behind this much coverage is lost in 8 bits
-_NO_DEPTH = 1e10
 _LAYERS = 8
-
-_OCCLUSION_RADIUS = 0.1
-_OCCLUSION_INTENSITY = 1.5
-_OCCLUSION_BIAS = 1e-6
-_OCCLUSION_SAMPLES = 16  # of each pixel; every pixel of a tile has its own
-_OCCLUSION_TILE = 4
 
 _ORBIT_RADIUS, _ORBIT_FOV = 2.0, 40.0
 _CONTRAST = 10 / 255  # neighbours that differ by more are edges to smooth
@@ -101,7 +95,7 @@ def render(
     seen = _trace(scene, camera, _pixel_centres(size, scene.device), environment, layers)
     clay = seen.hit.float().view(size, size)
     if ambient_occlusion:
-        clay = 1 - _occlusion(seen.depth.view(size, size), seen.facing.view(size, size, 3), camera)
+        clay = 1 - screen_occlusion(seen.depth.view(size, size), seen.facing.view(size, size, 3), camera.intrinsics)
     channels = {
         "shaded": seen.shaded * clay.view(-1, 1),
         "normal": 0.5 - 0.5 * seen.normal,
@@ -167,12 +161,12 @@ def _antialiased(
     """
     centres = _pixel_centres(size, scene.device)
     seen = _trace(scene, camera, centres, lights, _LAYERS)
-    clay = 1 - _occlusion(seen.depth.view(size, size), seen.facing.view(size, size, 3), camera)
+    clay = 1 - screen_occlusion(seen.depth.view(size, size), seen.facing.view(size, size, 3), camera.intrinsics)
     picture = _developed(seen, clay.view(-1, 1), backdrop, panels)
     edges = _edges(picture.view(size, size, -1)).view(-1).nonzero()[:, 0]
     if len(edges) > 0:
         # Occlusion is smooth: more rays take their pixel's, or its neighbours' where the pixel sees nothing.
-        solid = (seen.depth < _NO_DEPTH).float().view(1, 1, size, size)
+        solid = (seen.depth < NO_DEPTH).float().view(1, 1, size, size)
         nearby = F.avg_pool2d(clay * solid, 3, 1, 1) / F.avg_pool2d(solid, 3, 1, 1).clamp_min(1e-6)
         clay = torch.where(solid > 0, clay, nearby).view(-1, 1)
         shifts = torch.tensor(_SUBPIXELS, device=scene.device) / size
@@ -293,7 +287,7 @@ def _trace(scene: _Scene, camera: Camera, positions: Tensor, environment: Enviro
         hit=torch.zeros(rays, dtype=torch.bool, device=device),
         normal=torch.zeros(rays, 3, device=device),
         material=torch.zeros(rays, MATERIAL_CHANNELS, device=device),
-        depth=torch.full((rays,), _NO_DEPTH, device=device),
+        depth=torch.full((rays,), NO_DEPTH, device=device),
         facing=torch.zeros(rays, 3, device=device),
     )
     heaviest = torch.zeros(rays, 1, device=device)
@@ -331,66 +325,6 @@ def _trace(scene: _Scene, camera: Camera, positions: Tensor, environment: Enviro
             hits = Hits(hits.faces[open_rays], hits.barycentric[open_rays], hits.t[open_rays])
             hits = scene.rays.next_hits(origins[active], directions[active], hits)
     return seen
-
-
-def _occlusion(depth: Tensor, normal: Tensor, camera: Camera) -> Tensor:
-    """Screen-space ambient occlusion (H, W) in [0, 1] of a depth image (H, W) and camera normals (H, W, 3).
-
-    The estimate of the original (points of a hemisphere, nearer ones more often, that lie behind the picture's
-    surface, times 1.5) with a fixed pattern instead of random points: few for each pixel, others for its
-    neighbours in a tile, then an average over the tile that does not cross steps in depth.
-    """
-    height, width = depth.shape
-    device = depth.device
-    covered = (depth < _NO_DEPTH).view(-1).nonzero()[:, 0]
-    row, column = covered // width, covered % width
-    focal, centre = camera.intrinsics.diagonal()[:2].to(device), camera.intrinsics[:2, 2].to(device)
-    flat_depth = depth.view(-1)
-    own_depth = flat_depth[covered]
-    across = torch.stack([(column + 0.5) / width, (row + 0.5) / height], -1)
-    position = torch.cat([(across - centre) / focal * own_depth[:, None], own_depth[:, None]], -1)
-    normals = normal.view(-1, 3)[covered]
-    cell = row % _OCCLUSION_TILE * _OCCLUSION_TILE + column % _OCCLUSION_TILE
-    count = torch.zeros_like(own_depth)
-    for pattern in _occlusion_pattern(device):
-        offset = F.embedding(cell, pattern)
-        offset = offset * (offset * normals).sum(-1, keepdim=True).sign()
-        x, y, z = (position + offset * _OCCLUSION_RADIUS).unbind(-1)
-        inverse = 1 / z.clamp_min(1e-5)
-        u = ((x * inverse * focal[0] + centre[0]) * width).long().clamp(0, width - 1)
-        v = ((y * inverse * focal[1] + centre[1]) * height).long().clamp(0, height - 1)
-        gap = z - flat_depth[v * width + u]
-        count += (gap >= _OCCLUSION_BIAS) & (gap < _OCCLUSION_RADIUS)
-
-    share = torch.zeros_like(flat_depth)
-    share[covered] = count / _OCCLUSION_SAMPLES
-    reach = _OCCLUSION_TILE // 2
-    padding = (reach, reach - 1, reach, reach - 1)
-    wide_share = F.pad(share.view(height, width), padding)
-    wide_depth = F.pad(depth, padding, value=_NO_DEPTH)
-    total, weight = torch.zeros_like(depth), torch.zeros_like(depth)
-    for i in range(_OCCLUSION_TILE):
-        for j in range(_OCCLUSION_TILE):
-            near = (wide_depth[i : i + height, j : j + width] - depth).abs() < 0.25 * _OCCLUSION_RADIUS
-            total += near * wide_share[i : i + height, j : j + width]
-            weight += near
-    occlusion = (total / weight * _OCCLUSION_INTENSITY).clamp(0, 1)
-    return torch.where(depth < _NO_DEPTH, occlusion, 1.0)
-
-
-def _occlusion_pattern(device: torch.device) -> Tensor:
-    """Points (samples, tile cells, 3) of the unit ball, even in direction, with radius u^2 for an even u."""
-    cells = _OCCLUSION_TILE**2
-    total = _OCCLUSION_SAMPLES * cells
-    # An additive sequence in three dimensions (Roberts' R3), even over all and over every tile cell.
-    root = 1.2207440846057596
-    index = torch.arange(total, dtype=torch.float64) + 0.5
-    turn, height, scale = ((index / root**k) % 1 for k in (1, 2, 3))
-    z = 2 * height - 1
-    ring = (1 - z * z).sqrt()
-    angle = 2 * math.pi * turn
-    points = torch.stack([ring * angle.cos(), ring * angle.sin(), z], -1) * (scale**2)[:, None]
-    return points.float().view(_OCCLUSION_SAMPLES, cells, 3).to(device)
 
 
 def _tone_mapped(radiance: Tensor) -> Tensor:
