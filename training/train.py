@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,9 @@ class Batches:
 
     def __init__(self, run: Run, pool: Pool) -> None:
         self.run, self.pool = run, pool
-        self._maker = ThreadPoolExecutor(1)
+        # Which GPU is the current one, each thread decides for itself; page-locked memory is the current one's.
+        prepare = partial(torch.cuda.set_device, run.device) if run.device.type == "cuda" else None
+        self._maker = ThreadPoolExecutor(1, initializer=prepare)
         self._next = self._maker.submit(run.prepare, pool, run.step)
 
     def __next__(self) -> list[tuple[Any, float]]:
