@@ -91,9 +91,13 @@ def check(service: Running, ids: list[str], folder: Path, read: bool) -> tuple[l
 
 
 def left_behind(data: Path, ids: list[str]) -> list[str]:
-    """Files of no job, or of no finished job."""
-    strays = [*(data / "uploads").iterdir(), *(data / "work").iterdir()]
-    strays += [path for path in (data / "outputs").iterdir() if path.name not in ids]
+    """Files of no job, or of finished jobs, which go a moment after these are finished."""
+    for _ in range(50):
+        strays = [*(data / "uploads").iterdir(), *(data / "work").iterdir()]
+        strays += [path for path in (data / "outputs").iterdir() if path.name not in ids]
+        if not strays:
+            break
+        time.sleep(0.1)
     return [f"{path} was left behind" for path in strays]
 
 
@@ -128,10 +132,12 @@ def main() -> None:
                 service.kill()
                 thread.join()
         with running(data, command, STUB_SECONDS="0.3") as service:
-            last, ends, longest = check(service, submitted.ids, Path(folder), not smoke)
+            # Those of which no answer came are jobs too.
+            listed = [job["job_id"] for job in service.client._json("GET", "/api/v1/jobs?limit=100")["jobs"]]
+            wrong += [f"{job_id} was lost" for job_id in set(submitted.ids) - set(listed)]
+            last, ends, longest = check(service, listed, Path(folder), not smoke)
             wrong += last
-            listed = {job["job_id"] for job in service.client._json("GET", "/api/v1/jobs?limit=100")["jobs"]}
-            wrong += left_behind(data, list(listed))
+            wrong += left_behind(data, listed)
         figures(
             kills=kills,
             seconds_after_a_submission=sorted(moments),
