@@ -160,7 +160,8 @@ def _merged_one_by_one(
 ) -> _Clusters:
     """As ``_merged``, on the host; ``spread`` (C,): the largest angle of a cluster's normals with their mean."""
     device, count = unit.device, len(spread)
-    host = _Clusters(**{name: tensor.cpu() for name, tensor in vars(clusters).items()})
+    # Copies also where they are there already: the pairs' lengths are summed up anew in the end.
+    host = _Clusters(**{name: tensor.to("cpu", copy=True) for name, tensor in vars(clusters).items()})
     graph = _graph(host, spread.cpu(), cost.cpu(), cone, crumb)
     begin = torch.zeros(count + 1, dtype=torch.int32, device=device)
     begin[1:] = torch.bincount(clusters.label, minlength=count).cumsum(0)

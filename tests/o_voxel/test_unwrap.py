@@ -80,6 +80,27 @@ def test_merged_all_at_once_or_one_by_one(few: int, monkeypatch: pytest.MonkeyPa
         assert components(pairs[label[pairs[:, 0]] == label[pairs[:, 1]]], len(faces))[0] == count
 
 
+@pytest.mark.parametrize("few", [1, 1 << 30])
+def test_what_merged_clusters_share_is_what_their_faces_share(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unwrapping, "_FEW", few)
+    merged, checks = unwrapping._merged, []
+
+    def checked(clusters: unwrapping._Clusters, *limits: Tensor | float) -> unwrapping._Clusters:
+        before = clusters.label.clone(), clusters.u.clone(), clusters.v.clone(), clusters.shared.clone()
+        after = merged(clusters, *limits)
+        label, u, v, shared = before
+        now = torch.empty(int(label.max()) + 1, dtype=torch.int64).scatter_(0, label, after.label)
+        checks.append((after.shared.double().sum(), shared[now[u] != now[v]].double().sum()))
+        return after
+
+    monkeypatch.setattr(unwrapping, "_merged", checked)
+    vertices, faces = ball(32)
+    unwrap(vertices + 0.2 / 32 * torch.randn(vertices.shape, generator=torch.Generator().manual_seed(0)), faces)
+    assert len(checks) == 2
+    for found, wanted in checks:
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+
+
 def test_loose_triangles() -> None:
     generator = torch.Generator().manual_seed(0)
     vertices = torch.rand((900, 3), generator=generator)
