@@ -25,7 +25,7 @@ from trellis2.layers import item_of_tokens
 from trellis2.models.conditioning import SmallEncoderConfig, SmallImageEncoder
 from trellis2.models.flow import Flow
 from trellis2.models.voxel_vae import DualGrid
-from trellis2.voxels import Grid, Voxels, full_grid
+from trellis2.voxels import Grid, Voxels, full_grid, grid_of_lengths
 
 from . import losses
 from .data import Joined, Sample, cells_of, collate, join, occupancy
@@ -304,8 +304,7 @@ class Flows(Objective):
 
     def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
         cond = self.condition(batch).masked_fill(batch.dropped[:, None, None], 0)
-        grid = Grid(batch.coords)
-        grid.__dict__["lengths"] = batch.lengths  # known here, where a GPU would have to be asked
+        grid = grid_of_lengths(batch.coords, batch.lengths)
         terms = {name: self._stage(name, batch, grid, cond) for name in self.stages}
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 

@@ -117,8 +117,13 @@ class Voxels:
 def full_grid(resolution: int, batch: int, device: torch.device) -> Grid:
     """All voxels of ``batch`` cubes of ``resolution``^3, z fastest."""
     axes = [torch.arange(n, dtype=torch.int32, device=device) for n in (batch, *[resolution] * 3)]
-    grid = Grid(torch.cartesian_prod(*axes))
-    grid.__dict__["lengths"] = (resolution**3,) * batch  # what the property would ask the device for
+    return grid_of_lengths(torch.cartesian_prod(*axes), (resolution**3,) * batch)
+
+
+def grid_of_lengths(coords: Tensor, lengths: tuple[int, ...]) -> Grid:
+    """A grid of which is known what ``Grid.lengths`` would ask the device for."""
+    grid = Grid(coords)
+    grid.__dict__["lengths"] = lengths
     return grid
 
 
