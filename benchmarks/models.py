@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trellis2.models.vit import VisionTransformer, VitConfig
-
 if TYPE_CHECKING:
     from trellis2.checkpoint import Checkpoint
+    from trellis2.models.vit import VisionTransformer
 
 LATENT = 32
 
@@ -123,6 +122,8 @@ def randomise(tensors: Iterable[tuple[str, Tensor]], seed: int = 0) -> None:
 
 def random_image_encoder(device: torch.device, small: bool = False) -> VisionTransformer:
     """A DINOv3 of the published size with random weights, on ``device``."""
+    from trellis2.models.vit import VisionTransformer, VitConfig  # the original's process has another trellis2
+
     with torch.device("meta"):
         backbone = VisionTransformer(VitConfig.of_json(image_encoder_config(small)))
     backbone = backbone.to_empty(device=device)

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, merge: Merge) -> int:
 
 
 def worker() -> None:
-    """The process of the original.  Writes {"machine", "runs"} after every preset."""
+    """The process of the original.  Writes {"machine", "runs"} after every part of every preset."""
     wishes = json.loads(sys.argv[1])
     baseline = measure.device_baseline(wishes["cap"])
     deviations: list[str] = []
@@ -103,6 +103,10 @@ def worker() -> None:
     runs: list[dict[str, Any]] = []
     failed = False
     pipeline = _pipeline(deviations)
+
+    def save() -> None:
+        Path(wishes["out"]).write_text(json.dumps({"machine": facts, "runs": runs}))
+
     for residency in wishes["residencies"]:
         _settle(pipeline, residency)
         for preset in wishes["presets"]:
@@ -117,17 +121,17 @@ def worker() -> None:
                 "missing": missing,
                 "deviations": deviations,
             }
+            runs.append(record)
             # The files do not depend on where the networks rest.
             files = wishes["files"] and residency == wishes["residencies"][0]
             try:
-                _measure(pipeline, preset, record, Path(wishes["folder"]), wishes["repeats"], files, baseline)
+                _measure(pipeline, preset, record, Path(wishes["folder"]), wishes["repeats"], files, baseline, save)
             except Exception as error:  # the other presets are still worth measuring
                 traceback.print_exc()
                 record["error"] = f"{type(error).__name__}: {error}"
                 failed = True
             torch.cuda.empty_cache()
-            runs.append(record)
-            Path(wishes["out"]).write_text(json.dumps({"machine": facts, "runs": runs}))
+            save()
     sys.exit(1 if failed else 0)
 
 
@@ -233,7 +237,14 @@ def _settle(pipeline: Any, residency: str) -> None:
 
 
 def _measure(
-    pipeline: Any, preset: str, record: dict[str, Any], folder: Path, repeats: int, files: bool, baseline: int
+    pipeline: Any,
+    preset: str,
+    record: dict[str, Any],
+    folder: Path,
+    repeats: int,
+    files: bool,
+    baseline: int,
+    save: Callable[[], None],
 ) -> None:
     scene = Scene(PRESETS[preset][1], DEVICE)
     watch, published = Stopwatch(), Stopwatch()
@@ -271,6 +282,7 @@ def _measure(
             if lacking:
                 record["deviations"] = [*record["deviations"], f"{part.__name__[1:]} not made without {lacking}"]
                 continue
+            save()
             try:
                 with Gauge(baseline) as gauge:
                     part(asset, record, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -29,14 +30,34 @@ def recorded(velocity: Velocity) -> Velocity:
 
 class _Recording:
     def __init__(self, velocity: Velocity, x: Tensor, t: Tensor, conditional: bool, memory: Any) -> None:
-        self.graph = torch.cuda.CUDAGraph()
         self._x, self._t = x.clone(), t.clone()
-        # Other threads go on using the GPU meanwhile, and libraries load their kernels at the first launch.
-        with torch.cuda.graph(self.graph, pool=memory, capture_error_mode="relaxed"):
-            self._out = velocity(self._x, self._t, conditional)
+        record = partial(self._record, velocity, conditional, memory)
+        try:
+            self.graph, self._out = record()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # recordings do not take memory that is kept for reuse
+            self.graph, self._out = record()
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self._x.copy_(x)
         self._t.copy_(t)
         self.graph.replay()
         return self._out.clone()  # the next call writes over it
+
+    def _record(self, velocity: Velocity, conditional: bool, memory: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph would first wait for the GPU, which can replay the other recording meanwhile.
+        with torch.cuda.stream(_stream(self._x.device)):
+            # Other threads go on using the GPU, and libraries load their kernels at the first launch.
+            graph.capture_begin(pool=memory, capture_error_mode="relaxed")
+            try:
+                out = velocity(self._x, self._t, conditional)
+            finally:
+                graph.capture_end()
+        return graph, out
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """What all recordings are made on: libraries keep their workspace for each stream."""
+    return torch.cuda.Stream(device)

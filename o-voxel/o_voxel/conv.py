@@ -16,9 +16,6 @@ TILE = 128  # rows that one block of the GPU computes
 # Up to this many channels a CPU is faster when it gathers all neighbours first and multiplies once.
 _GATHER_CHANNELS = 64
 _GATHER_ROWS = 4096
-# For the gradient of weights: rows that are summed in one product, and values that are gathered at a time.
-_PIECE = 4096
-_GATHERED = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,28 +70,6 @@ def submanifold_conv3d_reference(feats: Tensor, neighbors: Tensor, weight: Tenso
     """The same from ``neighbor_map``'s (27, N) rows, by gathering all of every voxel at once: the definition."""
     padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # row -1 is empty space
     return torch.einsum("kni,oki->no", padded[neighbors.long()], weight.flatten(1, 3)) + bias
-
-
-def weight_gradient(gradient: Tensor, feats: Tensor, plan: ConvPlan) -> Tensor:
-    """Gradient of a convolution's weight, (Co, 27 Ci) float32.
-
-    gradient: (N, Co), of all rows of the output. feats: (N, Ci). plan: as ``plan_conv`` makes it for a GPU.
-    """
-    assert plan.order is not None
-    total = torch.zeros(gradient.shape[1], 27 * feats.shape[1], device=feats.device)
-    padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])
-    rows = max(_PIECE, _GATHERED // (27 * feats.shape[1]) // _PIECE * _PIECE)
-    for order, columns in zip(plan.order.split(rows), plan.neighbors.split(rows, dim=1), strict=True):
-        here = torch.where(columns < 0, len(feats), columns).T.reshape(-1)
-        left, right = gradient[order], padded[here].view(len(order), -1)
-        # A sum over very many rows in pieces, which keep all of a GPU busy and half precision exact enough.
-        count = len(order) // _PIECE
-        whole = count * _PIECE
-        a, b = (x[:whole].view(count, _PIECE, x.shape[1]) for x in (left, right))
-        pieces = torch.bmm(a.mT, b)
-        total += pieces.float().sum(dim=0)
-        total += (left[whole:].T @ right[whole:]).float()
-    return total
 
 
 def _sorted_plan(neighbors: Tensor) -> ConvPlan:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from .conv import weight_gradient
-
 if TYPE_CHECKING:
     from .conv import ConvPlan
 
@@ -27,6 +25,10 @@ else:
             "Convolutions on a GPU need Triton, which comes with torch for CUDA on Linux; "
             "on Windows run: pip install triton-windows"
         ) from error
+
+
+_ROWS = 128  # that the gradient of a weight multiplies at once
+_PARTIAL_SUMS = 1 << 24  # values that it holds before they are added
 
 
 class Convolution(torch.autograd.Function):
@@ -91,6 +93,78 @@ def convolve(feats: Tensor, plan: ConvPlan, weight: Tensor, bias: Tensor, first:
             num_stages=3 if feats.itemsize == 2 else 2,
         )
     return out
+
+
+def weight_gradient(gradient: Tensor, feats: Tensor, plan: ConvPlan) -> Tensor:
+    """Gradient of a convolution's weight, (Co, 27 Ci) float32; its sums have one order.
+
+    gradient: (N, Co), of all rows of the output. feats: (N, Ci). plan: of the N voxels.
+    """
+    assert plan.order is not None
+    count, channels = feats.shape
+    outputs = gradient.shape[1]
+    total = feats.new_zeros(outputs, 27, channels, dtype=torch.float32)
+    if not count or not total.numel():
+        return total.flatten(1)
+    columns, depth = (min(64, max(16, 1 << (n - 1).bit_length())) for n in (outputs, channels))
+    # Pieces of the sum keep all of a GPU busy; there are fewer where each result is large.
+    pieces = min(64, max(1, _PARTIAL_SUMS // total.numel()), -(-count // _ROWS))
+    piece = -(-count // (pieces * _ROWS)) * _ROWS
+    partial = total.new_empty(-(-count // piece), *total.shape)
+    with torch.cuda.device(feats.device):
+        _weigh[(27 * -(-outputs // columns) * -(-channels // depth), len(partial))](
+            gradient[plan.order],
+            feats.contiguous(),
+            plan.neighbors,
+            partial,
+            count,
+            piece,
+            channels,
+            outputs,
+            ROWS=_ROWS,
+            COLUMNS=columns,
+            DEPTH=depth,
+            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            num_warps=4,
+            num_stages=3 if feats.itemsize == 2 else 2,
+        )
+    return partial.sum(dim=0).flatten(1)
+
+
+@jit
+def _weigh(  # type: ignore[no-untyped-def]  # Triton compiles annotations as well
+    gradient,  # (N, outputs), in the order of the plan
+    feats,  # (N, channels)
+    neighbors,  # (27, N)
+    partial,  # (pieces, outputs, 27, channels)
+    count,
+    piece,
+    channels,
+    outputs,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # The taps of one block run side by side and share what they gather in the cache.
+    tap = tl.program_id(0) % 27
+    block = tl.program_id(0) // 27
+    across = tl.cdiv(channels, DEPTH)
+    output = block // across * COLUMNS + tl.arange(0, COLUMNS)
+    channel = block % across * DEPTH + tl.arange(0, DEPTH)
+    first = tl.program_id(1) * piece
+    sums = tl.zeros((COLUMNS, DEPTH), tl.float32)
+    for start in range(first, tl.minimum(first + piece, count), ROWS):
+        place = start + tl.arange(0, ROWS)
+        here = place < count
+        row = tl.where(here, tl.load(neighbors + tap.to(tl.int64) * count + place, mask=here, other=0), -1)
+        left = gradient + place[:, None].to(tl.int64) * outputs + output[None, :]
+        right = feats + row[:, None].to(tl.int64) * channels + channel[None, :]
+        a = tl.load(left, mask=here[:, None] & (output < outputs)[None, :], other=0.0)
+        b = tl.load(right, mask=(row >= 0)[:, None] & (channel < channels)[None, :], other=0.0)
+        sums = tl.dot(tl.trans(a), b, sums, input_precision=PRECISION)
+    target = partial + ((tl.program_id(1) * outputs + output[:, None]) * 27 + tap) * channels + channel[None, :]
+    tl.store(target, sums, mask=(output < outputs)[:, None] & (channel < channels)[None, :])
 
 
 @jit

@@ -11,11 +11,9 @@ from golden_cases import golden_cases, load_golden, relative_l2
 from o_voxel import conv
 from o_voxel.conv import (
     ConvPlan,
-    _sorted_plan,
     plan_conv,
     submanifold_conv3d,
     submanifold_conv3d_reference,
-    weight_gradient,
 )
 from o_voxel.lookup import neighbor_map, voxel_rows
 from torch import Tensor
@@ -133,19 +131,3 @@ def test_bad_shapes_are_named() -> None:
         bad[index] = ConvPlan(torch.zeros(27, 2)) if name == "plan" else torch.zeros(2, 2, 2)
         with pytest.raises(ValueError, match=f"{name} must be"):
             submanifold_conv3d(*bad)
-
-
-def test_weight_gradient_of_a_sorted_plan() -> None:
-    """What the GPU's backward pass computes, here on a CPU: against autograd through the definition."""
-    generator = torch.Generator().manual_seed(5)
-    coords = torch.nn.functional.pad((torch.rand(24, 24, 24, generator=generator) < 0.45).nonzero(), (1, 0)).int()
-    neighbors = neighbor_map(coords)
-    feats = torch.randn(len(coords), 3, generator=generator)
-    gradient = torch.randn(len(coords), 5, generator=generator)
-    assert len(coords) > 4096  # more than one piece, and a rest
-    with torch.enable_grad():
-        weight = torch.zeros(5, 3, 3, 3, 3, requires_grad=True)
-        out = submanifold_conv3d_reference(feats, neighbors, weight, torch.zeros(5))
-        (expected,) = torch.autograd.grad(out, weight, gradient)
-    found = weight_gradient(gradient, feats, _sorted_plan(neighbors.clone()))
-    torch.testing.assert_close(found.view_as(weight), expected, rtol=1e-4, atol=1e-3)

@@ -58,7 +58,7 @@ def test_trainers(objects: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
-@pytest.mark.parametrize(("inputs", "outputs"), [(16, 2), (16, 16), (64, 512)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 2), (16, 16), (20, 130), (64, 512)])
 def test_convolution_has_the_gradients_of_its_definition(
     dtype: torch.dtype, tolerance: float, inputs: int, outputs: int
 ) -> None:

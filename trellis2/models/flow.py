@@ -132,9 +132,9 @@ class Block(nn.Module):
         lengths: Sequence[int],
         known: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """change: (update, gate), whose product is still to be added to ``x``.  Returns the same, one block on."""
-        mixed = (self.modulation + modulation).to(modulation.dtype)
-        shift1, scale1, gate1, shift2, scale2, gate2 = _per_token(mixed, lengths).chunk(6, dim=1)
+        """change: (update, gate), whose product is still to be added to ``x``.  modulation: (B, 6 C), of this block.
+        Returns the first two, one block on."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = _per_token(modulation, lengths).chunk(6, dim=1)
         if change is None:
             h = self.norm1.modulated(x, scale1, shift1)
         else:
@@ -182,6 +182,12 @@ class Flow(nn.Module):
         attentions: Any = [block.cross_attn for block in self.blocks]
         return [attention.keys_and_values(cond) for attention in attentions]
 
+    def _modulation(self, t: Tensor) -> Tensor:
+        """Shifts, scales and gates of every block, (blocks, B, 6 C)."""
+        shared = self.adaLN_modulation(self.t_embedder(t)).to(self.dtype)
+        own: list[Any] = [block.modulation for block in self.blocks]
+        return (torch.stack(own)[:, None] + shared).to(self.dtype)
+
     def forward(
         self,
         x: Tensor,
@@ -198,7 +204,7 @@ class Flow(nn.Module):
         """
         head_dim = self.config.model_channels // self.config.num_heads
         phases = rotary_phases(grid.coords[:, 1:], head_dim, self.config.rope_freq)
-        modulation = self.adaLN_modulation(self.t_embedder(t)).to(self.dtype)
+        modulation = self._modulation(t)
         h = self.input_layer(x)
         if self.config.absolute_positions:
             h = h + position_waves(grid.coords[:, 1:], h.shape[1])
@@ -206,8 +212,8 @@ class Flow(nn.Module):
         cond = None if cond is None else cond.to(self.dtype)
         change = None
         with fast_attention(h.device):
-            for block, keys_and_values in zip(self.blocks, known or itertools.repeat(None)):  # noqa: B905
-                h, change = block(h, change, modulation, cond, phases, grid.lengths, keys_and_values)
+            for block, own, keys_and_values in zip(self.blocks, modulation, known or itertools.repeat(None)):  # noqa: B905
+                h, change = block(h, change, own, cond, phases, grid.lengths, keys_and_values)
         if change is not None:
             h = torch.addcmul(h, *change)
         out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
