@@ -95,6 +95,8 @@ def section(results: dict[str, Any]) -> str:
         lines += _memory_table(ours, theirs, streamed, moved)
     if capped:
         lines += _cap_table(capped)
+    if "start" in results:
+        lines += _start(results["start"])
     if "throughput" in results:
         found = results["throughput"]
         one, together = found["assets_a_minute"].values()
@@ -187,6 +189,20 @@ def _cap_table(capped: Iterable[Run]) -> list[str]:
         "With all but a few GiB of the GPU taken by another process (peak: contexts and libraries included):",
         "",
         *_table(head, rows),
+    ]
+
+
+def _start(found: dict[str, Any]) -> list[str]:
+    firsts = [
+        f"{found[preset]['first_seconds']['median']:.1f} s (`{preset}`; the same again: "
+        f"{found[preset]['warm_seconds']['median']:.1f} s)"
+        for preset in _known(found)
+    ]
+    ready = _seconds(found["ready_seconds"]["median"])
+    return [
+        f"A process with 16 GB of weights, their files in the page cache, is ready {ready} after its start; its first "
+        f"predictions, each of another size, take {' and '.join(firsts)}.",
+        "",
     ]
 
 

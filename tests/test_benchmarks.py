@@ -310,6 +310,10 @@ def sample_results() -> dict[str, object]:
     capped = {"cap_gib": 4.0, "within_cap": True, "floor_seconds": 0.5}
     return {
         "machine": machine,
+        "start": {
+            "ready_seconds": {"median": 9.96},
+            "512": {"first_seconds": {"median": 4.1}, "warm_seconds": {"median": 4.0}},
+        },
         "throughput": {
             "preset": "512",
             "gpus": 2,
@@ -335,6 +339,7 @@ def test_report_of_a_sample() -> None:
     assert "| ours | `512` | 4 GiB | yes | 17.70 GiB | image to asset, 2.5 s |" in lines
     assert "| ours | `1024` | 4 GiB | no: CapacityError | - | - |" in lines
     assert any("no flash_attn" in line for line in lines)
+    assert any("is ready 10.0 s after" in line and "4.1 s (`512`; the same again: 4.0 s)." in line for line in lines)
     assert any(
         line.endswith("14.0 assets a minute (`512`, GLB and video), one alone 7.5: 93% of the ideal.") for line in lines
     )
