@@ -41,7 +41,8 @@ ensure_environment() {
     .venv/bin/python -c 'import pip' 2>/dev/null || rm -rf .venv
     rm -f .venv/installed
     [ -d .venv ] || "$python" -m venv .venv || fail "could not make .venv; see above."
-    local pip=(.venv/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt)
+    # Of what is installed little is imported: Python compiles that when it is.
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check install -qq --no-compile --constraint constraints.txt)
     if ! "${pip[@]}" setuptools ||
         ! "${pip[@]}" --no-build-isolation --editable ./o-voxel --editable ".${extra:+[$extra]}"; then
         fail "the installation failed; see above. Run it again when the cause is gone: it goes on where it stopped."
