@@ -14,7 +14,7 @@ from trellis2.layers import SparseConv3d
 from trellis2.models.structure_vae import StructureEncoder
 from trellis2.models.voxel_vae import VoxelEncoder
 
-QUIET = -6.0  # log variance of a latent before training
+QUIET = -4.0  # log variance of a latent before training
 
 
 class MasterWeights:
