@@ -32,9 +32,9 @@ def object_mean(values: Tensor, owner: Tensor, count: int) -> Tensor:
     An object without rows counts as zero.
     """
     rows = values.flatten(1).mean(dim=1) if values.ndim > 1 else values
-    # As a product: where many rows are added up to few sums, adding one by one makes a GPU wait for each.
-    owns = (owner == torch.arange(count, device=owner.device)[:, None]).to(rows.dtype)
-    return (owns @ rows / owns.sum(dim=1).clamp_min(1)).mean()
+    # Not by index_add: where many rows are added up to few sums, a GPU adds them one by one.
+    sizes = (owner == torch.arange(count, device=owner.device)[:, None]).sum(dim=1)
+    return (rows / sizes[owner]).sum() / count
 
 
 def kl_term(mean: Tensor, log_variance: Tensor) -> Tensor:
