@@ -305,15 +305,15 @@ def lights(number: int, device: str) -> Environment:
     return _lights[number, device]
 
 
-def save_lights(path: Path, device: str) -> None:
-    """Make all of them, each takes two seconds of a core, and keep them in a file."""
-    torch.save([lights(number, device) for number in range(LIGHTS + len(ENVIRONMENTS))], path)
+def save_light(folder: Path, number: int, device: str) -> None:
+    """Make one of them, which takes two seconds of a core, and keep it in a file."""
+    torch.save(lights(number, device), folder / f"{number}.light")
 
 
-def load_lights(path: Path, device: str) -> None:
-    """Have those of a file at hand; only of one's own, since any object is loaded."""
-    for number, light in enumerate(torch.load(path, map_location=device, weights_only=False)):
-        _lights[number, device] = light
+def load_lights(folder: Path, device: str) -> None:
+    """Have those of a folder at hand; only of one's own, since any object is loaded."""
+    for path in folder.glob("*.light"):
+        _lights[int(path.stem), device] = torch.load(path, map_location=device, weights_only=False)
 
 
 _lights: dict[tuple[int, str], Environment] = {}

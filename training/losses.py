@@ -8,7 +8,8 @@ Liu et al. 2023 (flow matching); Ho and Salimans 2022 (dropping conditions).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -167,6 +168,34 @@ def material_terms(feats: Tensor, target: Tensor, grid: Grid) -> dict[str, Tenso
     """feats, target (N, 6) in [-1, 1]."""
     owner = grid.coords[:, 0].long()
     return {"l1": object_mean((feats - target).abs(), owner, len(grid.lengths))}
+
+
+@contextmanager
+def outputs_of(kinds: tuple[type[nn.Module], ...], network: nn.Module) -> Iterator[list[Tensor]]:
+    """What the modules of some kinds give as long as the block lasts, in their order."""
+    found: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out: found.append(out))
+        for module in network.modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def coarse_means(attrs: Tensor, steps: Sequence[Refinement]) -> list[Tensor]:
+    """Means of ``attrs`` (N, C) over the voxels of each grid above the finest, coarse to fine like ``steps``."""
+    means = []
+    for step in reversed(steps):
+        sums = attrs.new_zeros(len(step.coarse), attrs.shape[1] + 1)
+        sums.index_add_(0, step.parent, F.pad(attrs, (0, 1), value=1.0))
+        attrs = sums[:, :-1] / sums[:, -1:]
+        means.append(attrs)
+    return means[::-1]
 
 
 def flow_times(schedule: dict[str, object], generators: Sequence[torch.Generator]) -> Tensor:

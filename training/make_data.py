@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .data import PICTURE, build, draw, draw_view, load_lights, save_lights
+from trellis2.options import ENVIRONMENTS
+
+from .data import LIGHTS, PICTURE, build, draw, draw_view, load_lights, save_light
 
 logger = logging.getLogger("training")
 
@@ -37,7 +39,7 @@ def make_one(out: Path, split: str, index: int, views: int, fine: float, device:
 
 def _work(worker: int, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    load_lights(args.out / "lights.pt", args.device)
+    load_lights(args.out, args.device)
     started = time.monotonic()
     for index in range(args.first + worker, args.first + args.count, args.workers):
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
@@ -66,9 +68,12 @@ def main(argv: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers' libraries
     # Once here, so that the workers find their kernels compiled and the lights made.
     args.device = str(torch.empty(0, device=args.device).device)
-    save_lights(args.out / "lights.pt", args.device)
-    build("mushroom", 0, 32, [replace(draw_view(np.random.default_rng(0)), light=0)], args.device)
     context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers) as pool:
+        numbers = range(LIGHTS + len(ENVIRONMENTS))
+        pool.starmap(save_light, [(args.out, number, args.device) for number in numbers], chunksize=1)
+    load_lights(args.out, args.device)
+    build("mushroom", 0, 32, [replace(draw_view(np.random.default_rng(0)), light=0)], args.device)
     workers = [context.Process(target=_work, args=(k, args)) for k in range(args.workers)]
     for worker in workers:
         worker.start()

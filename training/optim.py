@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from trellis2.layers import SparseConv3d
 from trellis2.models.structure_vae import StructureEncoder
-from trellis2.models.voxel_vae import VoxelEncoder
+from trellis2.models.voxel_vae import DownBlock, UpBlock, VoxelDecoder, VoxelEncoder
 
 QUIET = -4.0  # log variance of a latent before training
+LOUD = 4.0  # the last convolution of a block that changes the resolution, against its shortcut
 
 
 class MasterWeights:
@@ -97,10 +98,44 @@ def clipper_of(config: float | Mapping[str, Any]) -> GradientClipper:
     return GradientClipper(**config["args"])
 
 
-def optimizer_of(config: Mapping[str, Any], masters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW over the masters; vectors (norms, biases, modulation) do not decay."""
+class MuonAdamW:
+    """Muon (Jordan et al. 2024) for matrices, those of convolutions flattened to (outputs, rest); AdamW for vectors.
+
+    Muon's steps are as large in all directions of a matrix.  Where Adam learns the brightness of a material first and
+    its hue a thousand steps later, this learns both.
+    """
+
+    def __init__(
+        self, masters: Mapping[str, nn.Parameter], lr: float, vector_lr: float, betas: Sequence[float]
+    ) -> None:
+        self.matrices = [m for m in masters.values() if m.ndim > 1]
+        self.flat = [nn.Parameter(m.detach().view(len(m), -1)) for m in self.matrices]  # the same memory
+        self.muon = torch.optim.Muon(self.flat, lr=lr, weight_decay=0.0)
+        vectors = [m for m in masters.values() if m.ndim <= 1]
+        self.adamw = torch.optim.AdamW(vectors, lr=vector_lr, betas=tuple(betas), weight_decay=0.0)
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+    def step(self) -> None:
+        for matrix, flat in zip(self.matrices, self.flat, strict=True):
+            flat.grad = None if matrix.grad is None else matrix.grad.view_as(flat)
+        self.muon.step()
+        self.adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+
+def optimizer_of(config: Mapping[str, Any], masters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | MuonAdamW:
+    """{"name": "AdamW" or "Muon", "args"}; with AdamW vectors (norms, biases, modulation) do not decay."""
+    if config["name"] == "Muon":
+        return MuonAdamW(masters, **config["args"])
     if config["name"] != "AdamW":
-        raise ValueError(f"optimizer {config['name']!r} must be AdamW.")
+        raise ValueError(f"optimizer {config['name']!r} must be AdamW or Muon.")
     args = dict(config["args"])
     decay = args.pop("weight_decay", 0.01)
     if "betas" in args:
@@ -130,11 +165,49 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, (nn.Conv3d, SparseConv3d)) and module.bias is not None:
             bound = math.prod(module.weight.shape[1:]) ** -0.5
             module.bias.copy_(torch.empty(module.bias.shape).uniform_(-bound, bound, generator=generator))
+    if isinstance(model, (VoxelEncoder, VoxelDecoder)):
+        _start_pointwise(model, generator)
     # Latents start with little noise, or decoders first learn to hear nothing.
     if isinstance(model, VoxelEncoder):
         model.to_latent.bias[model.config.latent_channels :] = QUIET
     if isinstance(model, StructureEncoder):
         model.out_layer[2].bias[model.config.latent_channels :] = QUIET
+
+
+def _start_pointwise(model: VoxelEncoder | VoxelDecoder, generator: torch.Generator) -> None:
+    """Let what a voxel says reach its latent and come back.
+
+    The shortcuts of these networks average channels on the way down and repeat single ones on the way up: a colour is
+    lost on them after two levels.  So branches begin louder than shortcuts; convolutions look at the voxel itself and
+    keep all directions apart (delta-orthogonal, Xiao et al. 2018); and the eight children of a voxel are treated alike,
+    as sub-pixels are by Aitken et al. 2017.
+    """
+    for module in model.modules():
+        if isinstance(module, SparseConv3d):
+            _delta_orthogonal(module.weight, 1.0, generator)
+            module.bias *= 0.1
+    for module in model.modules():
+        if isinstance(module, UpBlock):
+            weight, bias = module.conv1.weight, module.conv1.bias
+            first = _delta_orthogonal(weight[: len(weight) // 8], 1.0, generator)
+            weight.copy_(first.repeat(8, 1, 1, 1, 1))
+            bias.copy_(bias[: len(bias) // 8].repeat(8))
+            _delta_orthogonal(module.conv2.weight, LOUD, generator)
+        if isinstance(module, DownBlock):
+            weight = module.conv2.weight
+            first = _delta_orthogonal(weight[..., : weight.shape[-1] // 8], LOUD * 8**-0.5, generator)
+            weight.copy_(first.repeat(1, 1, 1, 1, 8))
+
+
+def _delta_orthogonal(weight: Tensor, gain: float, generator: torch.Generator) -> Tensor:
+    """Fill and return the weight of a sparse convolution; each output is ``gain`` times as large as its inputs."""
+    outputs, inputs = len(weight), weight.shape[-1]
+    # In double precision, whose last bits, which differ from run to run, are then rounded away.
+    draw = torch.randn(max(outputs, inputs), min(outputs, inputs), generator=generator, dtype=torch.float64)
+    square, _ = torch.linalg.qr(draw)
+    weight.zero_()
+    weight[:, 1, 1, 1] = (square if outputs >= inputs else square.T) * gain * max(outputs / inputs, 1.0) ** 0.5
+    return weight
 
 
 _ONES = ("gamma",)

@@ -350,6 +350,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+        # cuDNN plans attention anew for every size, which takes the host longer than all of a step.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    else:
+        torch.use_deterministic_algorithms(True)  # sums of gradients by index are in no order otherwise
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

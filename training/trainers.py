@@ -24,11 +24,11 @@ from trellis2.checkpoint import build_model, load_image_encoder
 from trellis2.layers import item_of_tokens
 from trellis2.models.conditioning import SmallEncoderConfig, SmallImageEncoder
 from trellis2.models.flow import Flow
-from trellis2.models.voxel_vae import DualGrid
+from trellis2.models.voxel_vae import DownBlock, DualGrid, UpBlock
 from trellis2.voxels import Grid, Voxels, full_grid, grid_of_lengths
 
 from . import losses
-from .data import Joined, Sample, cells_of, collate, join, occupancy
+from .data import Batch, Joined, Sample, cells_of, collate, join, occupancy
 from .optim import initialize
 
 logger = logging.getLogger("training")
@@ -208,17 +208,47 @@ class ShapeVae(VoxelVae):
 
 
 class TextureVae(VoxelVae):
-    """PbrVaeTrainer: material in, material out, along the true subdivisions."""
+    """PbrVaeTrainer: material in, material out, along the true subdivisions.
 
-    own = frozenset({"lambda_kl", "lambda_render", "loss_type"})
+    lambda_coarse: of what linear layers, which only training has, read of the mean material off each resolution on the
+    way to the latent and back (deep supervision, Lee et al. 2015), so that every block has its share of the work from
+    the first step on.
+    """
+
+    own = frozenset({"lambda_kl", "lambda_render", "lambda_coarse", "loss_type"})
+
+    def __init__(self, models: Mapping[str, nn.Module], args: Mapping[str, Any], resolution: int = 64) -> None:
+        super().__init__(models, args, resolution)
+        if self.weight("coarse", 0.0) > 0:
+            encoder, decoder = (self.models[name].config for name in ("encoder", "decoder"))
+            widths = (*encoder.model_channels[1:], *decoder.model_channels[1:-1])
+            self.models["readers"] = nn.ModuleList(nn.Linear(width, encoder.io_channels) for width in widths)
+            for reader in self.models["readers"]:
+                nn.init.zeros_(reader.weight)
+                nn.init.zeros_(reader.bias)
 
     def forward(self, batch: VoxelBatch) -> dict[str, Tensor]:
         truth = collate(batch.samples)
-        z, kl = self.latents(truth.attrs, truth.grid, batch)
         decoder: Any = self.models["decoder"]
-        feats, _ = losses.decode_guided(decoder, z, truth.steps)
+        with losses.outputs_of((DownBlock, UpBlock), self.models) as seen:
+            z, kl = self.latents(truth.attrs, truth.grid, batch)
+            feats, _ = losses.decode_guided(decoder, z, truth.steps)
         terms = {**losses.material_terms(feats, truth.attrs, truth.grid), "kl": kl}
-        return {"loss": terms["l1"] + self.weight("kl", 1e-6) * kl, **terms}
+        loss = terms["l1"] + self.weight("kl", 1e-6) * kl
+        if "readers" in self.models:
+            terms["coarse"] = self._coarse(seen, truth)
+            loss = loss + self.weight("coarse", 0.0) * terms["coarse"]
+        return {"loss": loss, **terms}
+
+    def _coarse(self, seen: Sequence[Tensor], truth: Batch) -> Tensor:
+        """Sum over the resolutions."""
+        means = list(zip(losses.coarse_means(truth.attrs, truth.steps), truth.steps, strict=True))
+        total = seen[0].new_zeros((), dtype=torch.float32)
+        # The encoder goes from fine to coarse; the decoder's last resolution is that of the material itself.
+        for reader, feats, (mean, step) in zip(self.models["readers"], seen, means[::-1] + means[1:], strict=False):
+            feats = F.layer_norm(feats.float(), feats.shape[-1:])
+            total = total + losses.material_terms(reader(feats), mean, step.coarse)["l1"]
+        return total
 
 
 def shape_features(dual: DualGrid) -> Tensor:
