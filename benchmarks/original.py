@@ -85,10 +85,13 @@ def run(options: argparse.Namespace, merge: Merge) -> int:
             "out": str(out),
         }
         process = subprocess.Popen([sys.executable, "-c", program, json.dumps(wishes)], cwd=folder, env=environment)
-        code = process.wait()
-        if out.exists():
-            found = json.loads(out.read_text())
-            merge(found["machine"], found["runs"])
+        code = None
+        while code is None:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(10)
+            if out.exists():  # whatever is there: its last part can outlast anybody's patience
+                found = json.loads(out.read_text())
+                merge(found["machine"], found["runs"])
     return code
 
 
@@ -105,7 +108,9 @@ def worker() -> None:
     pipeline = _pipeline(deviations)
 
     def save() -> None:
-        Path(wishes["out"]).write_text(json.dumps({"machine": facts, "runs": runs}))
+        part = Path(wishes["out"]).with_suffix(".part")
+        part.write_text(json.dumps({"machine": facts, "runs": runs}))
+        part.rename(wishes["out"])
 
     for residency in wishes["residencies"]:
         _settle(pipeline, residency)
@@ -277,7 +282,7 @@ def _measure(
     }
     record["tokens"] = {"coarse": len(scene.grid(PRESETS[preset][0])), "fine": len(scene.grid(scene.resolution // 16))}
     if files:
-        for needs, part in ((FOR_GLB, _model), (FOR_VIDEO, _video)):
+        for needs, part in ((FOR_VIDEO, _video), (FOR_GLB, _model)):
             lacking = [name for name in needs if name in record["missing"]]
             if lacking:
                 record["deviations"] = [*record["deviations"], f"{part.__name__[1:]} not made without {lacking}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -260,6 +261,32 @@ def test_original_is_refused_where_it_is_not(tmp_path: Path, capsys: pytest.Capt
     options = argparse.Namespace(original=str(tmp_path), residency="auto")
     assert original.run(options, lambda *_: None) == 2
     assert "no checkout of the original" in capsys.readouterr().out
+
+
+def test_what_the_original_has_measured_is_kept_while_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker:
+        """Writes what it has twice, and ends with the second."""
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            self.out, self.parts = Path(json.loads(command[-1])["out"]), 0
+
+        def wait(self, timeout: float) -> int:
+            self.parts += 1
+            self.out.write_text(json.dumps({"machine": {}, "runs": ["run"] * self.parts}))
+            if self.parts == 1:
+                raise subprocess.TimeoutExpired("worker", timeout)
+            return 3
+
+    (tmp_path / "trellis2" / "pipelines").mkdir(parents=True)
+    options = argparse.Namespace(
+        original=str(tmp_path), residency="auto", cap=None, presets=[], repeats=1, no_files=False, keep_files=None
+    )
+    merged: list[object] = []
+    monkeypatch.setattr(original.subprocess, "Popen", Worker)
+    assert original.run(options, lambda _, runs: merged.append(runs)) == 3
+    assert merged == [["run"], ["run", "run"]]
 
 
 @pytest.fixture
