@@ -434,6 +434,85 @@ def duck() -> Image.Image:
     return studio_photo(build(parts), orbit_camera(math.pi - 0.65, 0.28, 2.5, 32), 768, (0.80, 0.82, 0.84))
 
 
+def chair() -> Image.Image:
+    def frame(p: Array) -> Array:
+        q = mirrored(p)
+        front = capsule(q, (0.215, -0.215, -0.07), (0.235, -0.235, -0.47), 0.032, 0.022)
+        back = capsule(q, (0.215, 0.215, -0.07), (0.235, 0.255, -0.47), 0.032, 0.022)
+        post = capsule(q, (0.215, 0.215, -0.07), (0.215, 0.285, 0.45), 0.03, 0.024)
+        rail = box(p, (0, 0, -0.085), (0.225, 0.225, 0.03), 0.01)
+        return np.min([front, back, post, rail], axis=0)
+
+    def slats(p: Array) -> Array:
+        rows = [box(p, (0, 0.215 + 0.135 * (z + 0.07), z), (0.21, 0.014, 0.038), 0.012) for z in (0.15, 0.27, 0.39)]
+        return np.min(rows, axis=0)
+
+    def seat(p: Array) -> Array:
+        dome = ellipsoid(p, (0, -0.01, -0.05), (0.5, 0.5, 0.07))
+        return np.maximum(box(p, (0, -0.01, -0.03), (0.24, 0.24, 0.055), 0.04), dome)
+
+    timber = ((0.62, 0.38, 0.20), (0.40, 0.21, 0.10))
+    parts = [
+        Part(frame, wood(*timber, 2), 0.0, 0.4),
+        Part(slats, wood(*timber, 0), 0.0, 0.4),
+        Part(seat, (0.12, 0.42, 0.46), 0.0, 0.75),
+    ]
+    return cut_out(build(parts), orbit_camera(math.pi - 0.6, 0.3, 2.5, 32), 640)
+
+
+def lamp() -> Image.Image:
+    def stand(p: Array) -> Array:
+        foot = np.maximum(ellipsoid(p, (0, 0, -0.45), (0.2, 0.2, 0.07)), -0.45 - p[:, 2])
+        knob = ellipsoid(p, (0, 0, -0.15), (0.06, 0.06, 0.085))
+        stem = capsule(p, (0, 0, -0.43), (0, 0, 0.2), 0.018, 0.018)
+        return smooth_union(smooth_union(foot, stem, 0.04), knob, 0.03)
+
+    def shade(p: Array) -> Array:
+        slope = 0.27
+        wall = (np.hypot(p[:, 0], p[:, 1]) - 0.235 + slope * (p[:, 2] - 0.24)) / math.hypot(1, slope)
+        return np.maximum(np.abs(wall) - 0.011, np.abs(p[:, 2] - 0.24) - 0.21)
+
+    def cloth(p: Array) -> Array:
+        return blend((0.88, 0.42, 0.30), (0.96, 0.92, 0.82), step(0.182 - np.abs(p[:, 2] - 0.24)))
+
+    parts = [Part(stand, (0.86, 0.67, 0.36), 1.0, 0.24), Part(shade, cloth, 0.0, 0.8)]
+    return cut_out(build(parts), orbit_camera(math.pi - 0.3, 0.2, 2.4, 32), 640)
+
+
+def car() -> Image.Image:
+    def wheel(p: Array, radius: float, half: float) -> Array:
+        """All four, about axles along x."""
+        q = mirrored(p)[:, [1, 2, 0]]
+        return np.min([cylinder(q, (y, -0.13, 0.185), radius, half, 0.02) for y in (-0.27, 0.27)], axis=0)
+
+    def body(p: Array) -> Array:
+        hull = box(p, (0, 0, -0.06), (0.21, 0.46, 0.09), 0.06)
+        cabin = box(p * np.float32([1, 1, 0.9]), (0, 0.07, 0.075), (0.18, 0.24, 0.12), 0.09)
+        return np.maximum(smooth_union(hull, cabin, 0.05), -wheel(p, 0.135, 0.07))
+
+    def paint(p: Array) -> Array:
+        side = np.abs(p[:, 2] - 0.1) - 0.05
+        pillars = np.maximum(np.abs(np.abs(p[:, 1] - 0.07) - 0.1) - 0.085, 0.14 - np.abs(p[:, 0]))
+        screens = np.maximum(0.205 - np.abs(p[:, 1] - 0.07), np.abs(p[:, 0]) - 0.135)
+        glass = step(-np.maximum(side, np.minimum(pillars, screens)))
+        return blend((0.80, 0.10, 0.08), (0.05, 0.09, 0.14), glass)
+
+    def lamps(p: Array) -> Array:
+        return ellipsoid(mirrored(p), (0.13, -0.452, -0.045), (0.042, 0.022, 0.032))
+
+    def bumpers(p: Array) -> Array:
+        return np.min([box(p, (0, y, -0.12), (0.19, 0.02, 0.018), 0.012) for y in (-0.455, 0.455)], axis=0)
+
+    parts = [
+        Part(body, paint, 0.0, 0.2),
+        Part(lambda p: wheel(p, 0.115, 0.045), (0.05, 0.05, 0.06), 0.0, 0.7),
+        Part(lambda p: wheel(p, 0.07, 0.05), (0.82, 0.82, 0.84), 1.0, 0.25),
+        Part(lamps, (0.98, 0.94, 0.76), 0.0, 0.15),
+        Part(bumpers, (0.75, 0.75, 0.78), 1.0, 0.25),
+    ]
+    return cut_out(build(parts), orbit_camera(math.pi - 0.65, 0.32, 2.4, 32), 640)
+
+
 EXAMPLES: dict[str, tuple[Callable[[], Image.Image], dict[str, object]]] = {
     "T.png": (letter, {"optimize": True}),
     "mug.png": (mug, {"optimize": True}),
@@ -441,6 +520,9 @@ EXAMPLES: dict[str, tuple[Callable[[], Image.Image], dict[str, object]]] = {
     "house.webp": (house, {"quality": 92, "method": 6}),
     "vase.png": (vase, {"optimize": True}),
     "duck.jpg": (duck, {"quality": 92}),
+    "chair.png": (chair, {"optimize": True}),
+    "lamp.png": (lamp, {"optimize": True}),
+    "car.png": (car, {"optimize": True}),
 }
 
 
