@@ -107,13 +107,25 @@ class Run:
     """A training run in one of ``world`` processes."""
 
     def __init__(
-        self, config: Mapping[str, Any], data: Path, device: torch.device, *, rank: int = 0, world: int = 1
+        self,
+        config: Mapping[str, Any],
+        data: Path,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        frozen: Sequence[str] = (),
     ) -> None:
+        """frozen: names of networks that stay as they are.  Raises ValueError where the config has no such network."""
         self.config, self.data, self.device, self.rank, self.world = config, data, device, rank, world
         args = config["trainer"]["args"]
         self.args = args
         self.seed = int(args.get("seed", 0))
         self.objective = build_objective(config, data, self.seed)
+        for name in frozen:
+            if name not in self.objective.models:
+                raise ValueError(f"{name} is not one of {', '.join(self.objective.models)}.")
+            self.objective.models[name].requires_grad_(False)
         if device.type == "cuda":
             for network in self.objective.models.values():
                 if hasattr(network, "set_dtype"):
@@ -335,6 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", type=Path, help="averages (.safetensors) to go on from")
     parser.add_argument("--vae", type=Path, help="folder of the VAEs' averages, with which flows preview whole objects")
     parser.add_argument("--steps", type=int, help="stop after this many steps; max_steps of the config otherwise")
+    parser.add_argument("--freeze", nargs="+", default=[], metavar="NAME", help="networks of the config to leave alone")
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the config's learning rate")
     parser.add_argument("--minutes", type=float, help="stop after this many minutes")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="how often averages are written")
@@ -367,7 +380,7 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
     started = time.monotonic()
     config = json.loads(args.config.read_text(encoding="utf-8"))
     name = args.config.stem
-    run = Run(config, args.data, device, rank=rank, world=world)
+    run = Run(config, args.data, device, rank=rank, world=world, frozen=args.freeze)
     run.rates = [rate * args.rate for rate in run.rates]
     first = rank == 0
     args.out.mkdir(parents=True, exist_ok=True)

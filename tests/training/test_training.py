@@ -189,6 +189,20 @@ def linear(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.parametrize("name", ["structure_vae", "shape_vae", "texture_vae"])
+def test_frozen_encoder_stays_and_its_decoder_learns(name: str, objects: Path, tmp_path: Path) -> None:
+    """Flows train on what an encoder gives; its decoder can still become better."""
+    run = Run(toys.config(name), objects, CPU, frozen=["encoder"])
+    before = {key: value.clone() for key, value in run.average.values.items()}
+    steps(run, 2).save_average(tmp_path / "average.safetensors")
+    after, _ = read_average(tmp_path / "average.safetensors")
+    for key, value in before.items():
+        assert torch.equal(after[key], value.half().float()) or not key.startswith("encoder."), key
+    assert any(not torch.equal(after[key], value.half().float()) for key, value in before.items() if "decoder." in key)
+    with pytest.raises(ValueError, match="nothing is not one of encoder"):
+        Run(toys.config(name), objects, CPU, frozen=["nothing"])
+
+
 def test_two_processes_do_what_one_does(objects: Path, latents: Path, tmp_path: Path) -> None:
     name, data = "flows", latents
     results = []
