@@ -69,8 +69,8 @@ def main(argv: Sequence[str]) -> None:
     # Once here, so that the workers find their kernels compiled and the lights made.
     args.device = str(torch.empty(0, device=args.device).device)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(args.workers) as pool:
-        numbers = range(LIGHTS + len(ENVIRONMENTS))
+    numbers = range(LIGHTS + len(ENVIRONMENTS))
+    with context.Pool(min(args.workers, len(numbers))) as pool:
         pool.starmap(save_light, [(args.out, number, args.device) for number in numbers], chunksize=1)
     load_lights(args.out, args.device)
     build("mushroom", 0, 32, [replace(draw_view(np.random.default_rng(0)), light=0)], args.device)

@@ -230,10 +230,7 @@ def _first(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _uniform(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    if parameter.ndim == 5 and parameter.shape[1:4] == (3, 3, 3):  # sparse: (out, 3, 3, 3, in), about a third is there
-        fan_in, fan_out = 9 * parameter.shape[4], 9 * parameter.shape[0]
-    else:
-        space = math.prod(parameter.shape[2:])
-        fan_in, fan_out = parameter.shape[1] * space, parameter.shape[0] * space
+    space = math.prod(parameter.shape[2:])
+    fan_in, fan_out = parameter.shape[1] * space, parameter.shape[0] * space
     bound = math.sqrt(6 / (fan_in + fan_out)) if parameter.ndim == 2 else math.sqrt(3 / fan_in)
     return torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
