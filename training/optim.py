@@ -102,32 +102,66 @@ class MuonAdamW:
     """Muon (Jordan et al. 2024) for matrices, those of convolutions flattened to (outputs, rest); AdamW for vectors.
 
     Muon's steps are as large in all directions of a matrix.  Where Adam learns the brightness of a material first and
-    its hue a thousand steps later, this learns both.
+    its hue a thousand steps later, this learns both.  Matrices of one shape are treated together: one by one, as
+    ``torch.optim.Muon`` has them, launching their kernels takes the host longer than a step of small networks.
     """
 
     def __init__(
-        self, masters: Mapping[str, nn.Parameter], lr: float, vector_lr: float, betas: Sequence[float]
+        self,
+        masters: Mapping[str, nn.Parameter],
+        lr: float,
+        vector_lr: float,
+        betas: Sequence[float],
+        momentum: float = 0.95,
     ) -> None:
-        self.matrices = [m for m in masters.values() if m.ndim > 1]
-        self.flat = [nn.Parameter(m.detach().view(len(m), -1)) for m in self.matrices]  # the same memory
-        self.muon = torch.optim.Muon(self.flat, lr=lr, weight_decay=0.0)
+        self.alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for master in masters.values():
+            if master.ndim > 1:
+                self.alike.setdefault((len(master), master[0].numel()), []).append(master)
+        self.momentum = momentum
+        self.velocities = {
+            shape: torch.zeros(len(group), *shape, device=group[0].device) for shape, group in self.alike.items()
+        }
         vectors = [m for m in masters.values() if m.ndim <= 1]
         self.adamw = torch.optim.AdamW(vectors, lr=vector_lr, betas=tuple(betas), weight_decay=0.0)
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self.muon: dict[str, Any] = {"lr": lr}
+        self.param_groups = [self.muon, *self.adamw.param_groups]
 
+    @torch.no_grad()
     def step(self) -> None:
-        for matrix, flat in zip(self.matrices, self.flat, strict=True):
-            flat.grad = None if matrix.grad is None else matrix.grad.view_as(flat)
-        self.muon.step()
+        """Matrices without a gradient count as those of gradient zero."""
+        for shape, group in self.alike.items():
+            gradients = torch.stack([torch.zeros_like(m) if m.grad is None else m.grad for m in group]).flatten(2)
+            velocity = self.velocities[shape].lerp_(gradients.view(len(group), *shape), 1 - self.momentum)
+            update = orthogonalized(gradients.view_as(velocity).lerp(velocity, self.momentum))  # Nesterov's
+            rate = self.muon["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+            for master, change in zip(group, update.float(), strict=True):
+                master.sub_(change.view_as(master), alpha=rate)
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        return {"velocities": list(self.velocities.values()), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.muon.load_state_dict(state["muon"])
+        for mine, theirs in zip(self.velocities.values(), state["velocities"], strict=True):
+            mine.copy_(theirs)
         self.adamw.load_state_dict(state["adamw"])
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self.param_groups = [self.muon, *self.adamw.param_groups]
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """(N, A, B) bfloat16: ``matrices`` (N, A, B) with singular values near one (Jordan et al. 2024).
+
+    Five steps of an odd quintic polynomial of the matrix with their coefficients, which bring small singular values up
+    fast and leave all of them between 0.7 and 1.2.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x if wide else x.mT
 
 
 def optimizer_of(config: Mapping[str, Any], masters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | MuonAdamW:

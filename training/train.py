@@ -143,6 +143,7 @@ class Run:
         self.clipper = clipper_of(args.get("grad_clip", 1.0))
         self.step = 0
         self.warm_from = 0  # the step at which the optimiser was new
+        self.cooled = 1.0  # factor of the learning rate at the end of a run
         self.local: Any = self.objective
         if world > 1:
             self.local = DistributedDataParallel(self.objective)
@@ -187,7 +188,7 @@ class Run:
         norm = self.clipper(self.masters.masters.values())
         warm = min(1.0, (self.step - self.warm_from + 1) / max(int(self.args.get("warmup_steps", 0)), 1))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * warm
+            group["lr"] = rate * warm * self.cooled
         if math.isfinite(norm):
             self.optimizer.step()
         else:
@@ -350,6 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--freeze", nargs="+", default=[], metavar="NAME", help="networks of the config to leave alone")
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the config's learning rate")
     parser.add_argument("--minutes", type=float, help="stop after this many minutes")
+    parser.add_argument("--cooldown", type=float, default=0.0, help="of them, minutes in which the rate falls to zero")
     parser.add_argument("--save-minutes", type=float, default=3.0, help="how often averages are written")
     parser.add_argument("--capacity", type=int, default=4000, help="objects that one process keeps in memory")
     parser.add_argument("--wait", type=int, default=64, help="objects to wait for before the first step")
@@ -398,19 +400,21 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
     last = args.steps if args.steps is not None else int(config["trainer"]["args"]["max_steps"])
     log, saved = Log(args.out / f"{name}.csv"), time.monotonic()
     every = config["trainer"]["args"]
+    over = False
     while run.step < last:
         log.add(run.train_step(next(batches)))
         if first and run.step % int(every.get("i_log", 100)) == 0:
             log.write(run.step, run.batch, len(pool))
         if first and run.step % int(every.get("i_sample", 1000)) == 0:
             preview(run, pool, args.out / f"{name}.jpg", args.vae)
-        minutes = (time.monotonic() - started) / 60
-        over = args.minutes is not None and minutes > args.minutes
-        if world > 1:  # all stop at the same step
-            flag = torch.tensor(float(over), device=device)
-            if run.step % 10 == 0:
-                dist.all_reduce(flag)
-            over = run.step % 10 == 0 and bool(flag > 0)
+        if args.minutes is not None and (world == 1 or run.step % 10 == 0):
+            left = args.minutes - (time.monotonic() - started) / 60
+            if world > 1:  # all cool down and stop at the same step
+                least = torch.tensor(left, device=device)
+                dist.all_reduce(least, dist.ReduceOp.MIN)
+                left = float(least)
+            over = left < 0
+            run.cooled = min(1.0, max(left, 0.0) / args.cooldown) if args.cooldown else 1.0
         due = time.monotonic() - saved > 60 * args.save_minutes or run.step % int(every.get("i_save", 1000)) == 0
         if first and (due or over or run.step == last):
             run.save_average(args.out / f"{name}.safetensors")

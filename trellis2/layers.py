@@ -9,13 +9,40 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from o_voxel.conv import SEGMENT, ConvPlan, submanifold_conv3d
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _compiled_in_training(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """On a GPU with gradients, where the kernels of ``fused`` do not serve, PyTorch compiles ``function`` into few.
+
+    Compiled once for each shape but for the first axis, which may have any length.
+    """
+
+    @lru_cache(maxsize=1)
+    def compiled() -> Callable[_Arguments, _Result]:
+        # Never dynamic by itself: then other widths, too, would become variables, and norms two passes.
+        return torch.compile(function, dynamic=False)
+
+    @wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if not _trains_on_gpu(args[0]):
+            return function(*args, **kwargs)
+        for value in args:
+            if isinstance(value, Tensor):
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return compiled()(*args, **kwargs)
+
+    return call
 
 
 class LayerNorm32(nn.LayerNorm):
@@ -26,7 +53,7 @@ class LayerNorm32(nn.LayerNorm):
             from .fused import layer_norm
 
             return layer_norm(input, self.weight, self.bias, self.eps)
-        return super().forward(input.float()).to(input.dtype)
+        return _norm(input, self.weight, self.bias, self.eps)
 
     def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """norm(x) * (1 + scale) + shift of a norm without weights.  x: (T, C). scale, shift: (1, C) or (T, C)."""
@@ -34,7 +61,19 @@ class LayerNorm32(nn.LayerNorm):
             from .fused import layer_norm
 
             return layer_norm(x, scale, shift, self.eps, around_one=True)
-        return self(x) * (1 + scale) + shift
+        return _modulated(x, scale, shift, self.eps)
+
+
+def _float32_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+
+
+_norm = _compiled_in_training(_float32_norm)
+
+
+@_compiled_in_training
+def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    return _float32_norm(x, None, None, eps) * (1 + scale) + shift
 
 
 class RMSNorm(nn.Module):
@@ -46,9 +85,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, phases: Tensor | None = None) -> Tensor:
         """x: (T, heads, head_dim). phases: turn the result by these, see ``rotate``."""
-        unit = F.normalize(x.float(), dim=-1)
-        normed = (unit * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)
+        normed = _rms_norm(x, self.gamma)
         return normed if phases is None else rotate(normed, phases)
+
+
+def _rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    return (F.normalize(x.float(), dim=-1) * gamma * x.shape[-1] ** 0.5).to(x.dtype)
 
 
 def normed_heads(x: Tensor, norms: Sequence[RMSNorm], phases: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -61,8 +103,27 @@ def normed_heads(x: Tensor, norms: Sequence[RMSNorm], phases: Tensor | None = No
 
         rms_rotate_(x, [norm.gamma for norm in norms], phases)
         return x.unbind(1)
+    if _trains_on_gpu(x):
+        turns = None if phases is None else torch.view_as_real(phases)
+        return _normed_parts(x, turns, *(norm.gamma for norm in norms))
     parts = x.unbind(1)
     return (*(norm(part, phases) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :])
+
+
+@_compiled_in_training
+def _normed_parts(x: Tensor, turns: Tensor | None, *gammas: Tensor) -> tuple[Tensor, ...]:
+    """``normed_heads`` for a compiler that knows no complex numbers; ``turns`` (T, head_dim / 2, 2)."""
+    out = []
+    for part, gamma in itertools.zip_longest(x.unbind(1), gammas):
+        if gamma is None:
+            out.append(part.clone())  # as a view it would have its gradient added in a pass of its own
+            continue
+        normed = _rms_norm(part, gamma)
+        if turns is not None:
+            (a, b), (c, d) = normed.float().unflatten(-1, (-1, 2)).unbind(-1), turns[:, None].unbind(-1)
+            normed = torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).to(x.dtype)
+        out.append(normed)
+    return tuple(out)
 
 
 def add_and_norm(
@@ -83,8 +144,23 @@ def add_and_norm(
         modulated = scale is not None
         weight, bias = (scale, shift) if modulated else (norm.weight, norm.bias)
         return fused(x, update, gate, weight, bias, norm.eps, around_one=modulated)
+    return _add_and_norm(x, update, gate, norm.weight, norm.bias, scale, shift, norm.eps)
+
+
+@_compiled_in_training
+def _add_and_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
     x = x + update if gate is None else torch.addcmul(x, update, gate)
-    return x, norm(x) if scale is None or shift is None else norm.modulated(x, scale, shift)
+    h = _float32_norm(x, weight, bias, eps)
+    return x, h if scale is None or shift is None else h * (1 + scale) + shift
 
 
 def linear_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -178,6 +254,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengt
     if len(q_lengths) == 1:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+    if _trains_on_gpu(q) and q.dtype != torch.float32:
+        from torch.nn.attention.varlen import varlen_attn
+
+        first_q, first_k = (_first_tokens(tuple(lengths), q.device) for lengths in (q_lengths, k_lengths))
+        out = varlen_attn(q, k, v, first_q, first_k, max(q_lengths), max(k_lengths))
+        return cast(Tensor, out)
     groups, order = _padded(tuple(q_lengths), tuple(k_lengths), q.device)
     outs = []
     for q_rows, k_rows, beyond in groups:
@@ -230,6 +312,23 @@ def _rows_of(group: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tens
 
 
 @lru_cache(maxsize=16)
+def _first_tokens(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """(B + 1,) int32: where each item starts among the packed tokens, and where the last one ends."""
+    return torch.tensor(list(itertools.accumulate(lengths, initial=0)), dtype=torch.int32).to(device)
+
+
+def rows_of_items(rows: Tensor, lengths: Sequence[int]) -> Tensor:
+    """What belongs to items, for each of their packed tokens: (B, C) -> (T, C); (1, C) stays and broadcasts."""
+    if len(rows) == 1:
+        return rows
+    owner = item_of_tokens(tuple(lengths), rows.device)
+    if _trains_on_gpu(rows) and rows.dtype != torch.float32:
+        # As exact, but its gradients are summed in float32, and not one after the other in ``rows.dtype``.
+        return F.one_hot(owner, len(rows)).to(rows.dtype) @ rows
+    return rows.index_select(0, owner)
+
+
+@lru_cache(maxsize=16)
 def item_of_tokens(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """(T,) int64: the batch item of each packed token."""
     return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
@@ -238,6 +337,10 @@ def item_of_tokens(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 def _fusible(x: Tensor) -> bool:
     """Whether the kernels of ``fused`` serve: they are for GPUs and keep no gradients."""
     return x.is_cuda and not torch.is_grad_enabled()
+
+
+def _trains_on_gpu(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_cuda and torch.is_grad_enabled()
 
 
 def set_torso_dtype(torso: nn.Module, dtype: torch.dtype) -> None:

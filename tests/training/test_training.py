@@ -22,6 +22,7 @@ from training.data import build, collate, join
 from training.encode import encode
 from training.export import RUNS, export
 from training.losses import decode_guided
+from training.optim import MuonAdamW
 from training.train import Batches, Pool, Run, main, read_average
 from training.trainers import Latents, build_networks
 from trellis2.options import GenerateOptions
@@ -264,3 +265,52 @@ def test_flow_latents_are_kept(latents: Path) -> None:
     assert len(item.coords) == len(item.shape) == len(item.texture)
     table = json.loads((latents / "normalization.json").read_text())
     assert len(table["shape"]["mean"]) == len(table["texture"]["std"]) == 8
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
+def test_muon_is_that_of_pytorch() -> None:
+    """Up to the rounding of its bfloat16: matrices of one shape together, convolutions flattened, vectors by AdamW."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (12, 8), "b": (12, 8), "conv": (4, 2, 3, 3), "vector": (5,)}
+    first = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    ours = {name: torch.nn.Parameter(value.clone()) for name, value in first.items()}
+    theirs = {
+        name: torch.nn.Parameter(value.clone().flatten(1) if value.ndim > 1 else value.clone())
+        for name, value in first.items()
+    }
+    mine = MuonAdamW(ours, lr=0.1, vector_lr=0.01, betas=(0.9, 0.95))
+    others = [
+        torch.optim.Muon([theirs[n] for n in ("a", "b", "conv")], lr=0.1, weight_decay=0.0),
+        torch.optim.AdamW([theirs["vector"]], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for _ in range(4):
+        for name, shape in shapes.items():
+            ours[name].grad = torch.randn(shape, generator=generator)
+            theirs[name].grad = ours[name].grad.view_as(theirs[name])
+        for optimizer in (mine, *others):
+            optimizer.step()
+    for name, value in ours.items():
+        moved = (value - first[name]).norm()
+        assert moved > 0.01
+        assert (value.flatten(1) if value.ndim > 1 else value).sub(theirs[name]).norm() < 0.05 * moved, name
+
+
+def test_cooldown_ends_at_rest(objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--cooldown: the rate falls to zero until --minutes are over."""
+    config = toys.config("structure_vae")
+    (tmp_path / "toy.json").write_text(json.dumps(config))
+    rates: list[float] = []
+    step = Run.train_step
+
+    def watched(run: Run, parts: Any) -> Any:
+        terms = step(run, parts)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        return terms
+
+    monkeypatch.setattr(Run, "train_step", watched)
+    arguments = ["--data", objects, "--out", tmp_path, "--minutes", "0.05", "--cooldown", "0.05", "--wait", "4"]
+    main([str(value) for value in (tmp_path / "toy.json", *arguments)])
+    full = config["trainer"]["args"]["optimizer"]["args"]["lr"]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == full
+    assert rates[-1] < 0.2 * full

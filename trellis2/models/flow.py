@@ -23,10 +23,10 @@ from trellis2.layers import (
     add_and_norm,
     attention,
     fast_attention,
-    item_of_tokens,
     linear_gelu,
     normed_heads,
     rotary_phases,
+    rows_of_items,
     set_torso_dtype,
 )
 from trellis2.voxels import Grid
@@ -134,7 +134,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """change: (update, gate), whose product is still to be added to ``x``.  modulation: (B, 6 C), of this block.
         Returns the first two, one block on."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = _per_token(modulation, lengths).chunk(6, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows_of_items(modulation, lengths).chunk(6, dim=1)
         if change is None:
             h = self.norm1.modulated(x, scale1, shift1)
         else:
@@ -229,10 +229,3 @@ def position_waves(coords: Tensor, channels: int) -> Tensor:
     scale = torch.arange(waves, dtype=torch.float32, device=coords.device) / waves
     angles = coords.float()[:, :, None] * POSITION_PERIOD**-scale
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1), (0, channels - 6 * waves))
-
-
-def _per_token(rows: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(B, C) -> (T, C); a single row stays one and broadcasts."""
-    if len(rows) == 1:
-        return rows
-    return rows.index_select(0, item_of_tokens(tuple(lengths), rows.device))
