@@ -5,7 +5,7 @@
 
 In the order of the Dockerfile that Cog 0.23.1 writes: system packages (looked for, not installed), requirements under
 Cog's compiler flags, Cog itself, the run steps with the variables of the file, the copied repository.  Then one
-prediction by Cog's own server, with the untrained model, and with ``--tests`` the whole test suite.
+prediction by Cog's own server, with the embedded model, and with ``--tests`` the whole test suite.
 
 What differs from a container: a virtual environment instead of the image, /var/cache/kernels lies beside it, and torch
 comes from PyPI.  Steps that compile CUDA run with ``--cuda`` only, which wants nvcc of the version in the file.  Steps

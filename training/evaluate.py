@@ -165,12 +165,13 @@ def card_rows(result: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]
     return rows
 
 
-def quick(pipeline: Any, count: int = 8, resolution: int = 128) -> Metrics:
-    """Mean metrics on the first of the test objects, all in the studio's light: fast enough for a test.
+def quick(pipeline: Any, numbers: Sequence[int] = range(8), resolution: int = 128) -> Metrics:
+    """Mean metrics on a few of the test objects, all in the studio's light: fast enough for a test.
 
-    pipeline: has ``generate(image, options)``. resolution: of the truth.
+    pipeline: has ``generate(image, options)``. numbers: of the objects in their list. resolution: of the truth.
     """
-    entries = [{**e, "view": replace(e["view"], light=STUDIO)} for e in objects_to_test("seen")[:count]]
+    objects = objects_to_test("seen")
+    entries = [{**objects[n], "view": replace(objects[n]["view"], light=STUDIO)} for n in numbers]
     means = summary(evaluate(entries, pipeline, None, torch.device("cpu"), resolution=resolution))
     return Metrics(**{name: means[name] for name in ("f1", "f5", "silhouette", "color")})
 

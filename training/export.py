@@ -108,9 +108,11 @@ def size(folder: Path) -> float:
 def card(facts: Mapping[str, Any], megabytes: float) -> str:
     """The model card.
 
-    facts: "cost" (a sentence: hardware, hours, date), "steps" ({run: steps}), "metrics" (rows of name, target, seen,
-    held_out) as ``training.evaluate`` writes them, and "limits" (sentences).
+    facts: "cost" (a sentence: hardware, hours, date), "steps" ({run: steps}), "objects" (how many were "seen" and
+    "held_out"), "metrics" (rows of name, target, seen, held_out) as ``training.evaluate`` writes them, and "limits"
+    (sentences).
     """
+    seen, held_out = facts["objects"]["seen"], facts["objects"]["held_out"]
     rows = "\n".join(f"| {m['name']} | {m['target']} | {m['seen']} | {m['held_out']} |" for m in facts["metrics"])
     steps = ", ".join(f"{run} {count:,}" for run, count in facts["steps"].items())
     limits = "\n".join(f"- {text}" for text in facts["limits"])
@@ -133,7 +135,8 @@ letters, not the world. For pictures of real things use the published model.
 
 ## Measured
 
-200 test objects of seen families and 20 of two families that training never saw (`training/test_objects.json`), seed 0.
+{seen} test objects of seen families and {held_out} of two families that training never saw (the first of
+`training/test_objects.json`), preset 512, default options, seed 0.
 
 | | target | seen families | held-out families |
 |---|---|---|---|

@@ -94,7 +94,7 @@ def _add_generate(commands: Any) -> None:
         "--model",
         metavar="FOLDER_OR_HUB_ID",
         help="checkpoint (default: $TRELLIS2_MODEL, else the published one where there is a GPU, "
-        "else the small untrained one that comes with the code)",
+        "else the small one that comes with the code)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is an NVIDIA GPU")
     parser.add_argument(

@@ -236,7 +236,8 @@ def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path, monkeypatc
     config["models"]["structure"]["args"]["resolution"] = 8  # toys train on 2^3; the weights are the same
     run.save_average(tmp_path / "flows.safetensors")
     paths = {name: (tmp_path if name == "flows" else vaes) / f"{name}.safetensors" for name in RUNS}
-    facts = {"cost": "nothing", "steps": {"flows": 1}, "metrics": [], "limits": ["A toy."]}
+    objects = {"seen": 8, "held_out": 2}
+    facts = {"cost": "nothing", "steps": {"flows": 1}, "objects": objects, "metrics": [], "limits": ["A toy."]}
     export(paths, tmp_path / "checkpoint", facts)
     assert "# Embedded checkpoint" in (tmp_path / "checkpoint" / "README.md").read_text()
     pipeline = Pipeline.from_pretrained(tmp_path / "checkpoint", device="cpu")
