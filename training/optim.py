@@ -132,8 +132,8 @@ class MuonAdamW:
         """Matrices without a gradient count as those of gradient zero."""
         for shape, group in self.alike.items():
             gradients = torch.stack([torch.zeros_like(m) if m.grad is None else m.grad for m in group]).flatten(2)
-            velocity = self.velocities[shape].lerp_(gradients.view(len(group), *shape), 1 - self.momentum)
-            update = orthogonalized(gradients.view_as(velocity).lerp(velocity, self.momentum))  # Nesterov's
+            velocity = self.velocities[shape].lerp_(gradients, 1 - self.momentum)
+            update = orthogonalized(gradients.lerp(velocity, self.momentum))  # Nesterov's
             rate = self.muon["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
             for master, change in zip(group, update.float(), strict=True):
                 master.sub_(change.view_as(master), alpha=rate)
