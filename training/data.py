@@ -32,6 +32,10 @@ from trellis2.voxels import Grid, Refinement
 from .losses import quads
 from .objects import HELD_OUT, SEEN, WEIGHTS, Thing, make
 
+SHARDS = 16
+"""Parts of a folder of objects, by their numbers (``train.Pool``)."""
+COARSE = 256
+"""Resolution of objects for the structure flow alone: the same 64^3 cells as at 512, for a third of the work."""
 PICTURE = 256
 """Side of a conditioning picture, in pixels."""
 RENDERED = 512
@@ -77,11 +81,12 @@ class Sample:
     attrs: Tensor
     pictures: Tensor
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, compress: bool = True) -> None:
         """Write to a file, which appears when it is whole."""
         part = path.with_suffix(".part")
+        write = np.savez_compressed if compress else np.savez
         with part.open("wb") as stream:
-            np.savez_compressed(
+            write(
                 stream,
                 family=self.family,
                 seed=self.seed,
@@ -177,10 +182,11 @@ def build(
     views: Sequence[View] = (),
     device: torch.device | str = "cpu",
     side: int = PICTURE,
+    with_splits: bool = True,
 ) -> Sample:
-    """Make one sample; its pictures, ``side`` pixels square, show ``views``."""
+    """Make one sample; its pictures, ``side`` pixels square, show ``views``. Without splits, no diagonal matters."""
     thing = make(family, seed)
-    coords, offsets, crossed, splits, attrs = voxelise(thing, resolution, device)
+    coords, offsets, crossed, splits, attrs = voxelise(thing, resolution, device, with_splits)
     asset = surface_of(thing, coords, attrs, resolution, device)
     pictures = [picture(asset, view, side) for view in views]
     order = ordered(coords, LEVELS)
@@ -200,7 +206,7 @@ def build(
 
 
 def voxelise(
-    thing: Thing, resolution: int, device: torch.device | str = "cpu"
+    thing: Thing, resolution: int, device: torch.device | str = "cpu", with_splits: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The visible surface of an object as O-Voxel.
 
@@ -219,7 +225,10 @@ def voxelise(
     mask = torch.from_numpy(keep).to(coords.device)
     coords, dual, crossed = coords[mask], dual[mask], crossed[mask]
     offsets = (dual * resolution - coords).clamp(0, 1)
-    return coords, offsets, crossed, diagonals(surface, coords, offsets, crossed, resolution), attrs
+    splits = torch.zeros(len(coords), 6, dtype=torch.bool, device=coords.device)
+    if with_splits:
+        splits = diagonals(surface, coords, offsets, crossed, resolution)
+    return coords, offsets, crossed, splits, attrs
 
 
 def diagonals(surface: Surface, coords: Tensor, offsets: Tensor, crossed: Tensor, resolution: int) -> Tensor:
@@ -256,7 +265,7 @@ def buried(thing: Thing, points: np.ndarray, owner: np.ndarray, voxel: float) ->
 
 def truth(thing: Thing, resolution: int, device: torch.device | str) -> Asset:
     """The object as a perfect model would give it: its O-Voxel's own surface and material."""
-    coords, offsets, crossed, _, attrs = voxelise(thing, resolution, device)
+    coords, offsets, crossed, _, attrs = voxelise(thing, resolution, device, with_splits=False)
     return asset_of(coords, offsets, crossed, None, attrs, resolution)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trellis2.voxels import Voxels
 
-from .data import Sample, cells_of, collate, join, moved, occupancy
+from .data import COARSE, Sample, cells_of, collate, join, moved, occupancy
 from .train import read_average
 from .trainers import Latents, build_networks, shape_features
 
@@ -49,12 +49,18 @@ class Encoders:
         batch = collate(moved(join([sample]), self.device))
         cells = cells_of(batch.grid.coords[:, 1:], sample.resolution, self.side)
         structure, _ = self.structure(occupancy(cells[None], self.side))
+        facts = (sample.family, sample.seed, sample.resolution)
+        if sample.resolution == COARSE:
+            shape, texture = (
+                torch.empty(0, network.config.latent_channels, dtype=torch.float16)
+                for network in (self.shape, self.texture)
+            )
+            coords = torch.empty(0, 3, dtype=torch.uint8)
+            return Latents(*facts, coords, structure[0].half().cpu(), shape, texture, sample.pictures)
         shape, _ = self.shape(Voxels(shape_features(batch.dual), batch.grid))
         texture, _ = self.texture(Voxels(batch.attrs, batch.grid))
         return Latents(
-            sample.family,
-            sample.seed,
-            sample.resolution,
+            *facts,
             shape.grid.coords[:, 1:].to(torch.uint8).cpu(),
             structure[0].half().cpu(),
             shape.feats.half().cpu(),
@@ -81,7 +87,7 @@ def statistics(latents: Sequence[Latents]) -> dict[str, dict[str, list[float]]]:
     structure = torch.stack([item.structure for item in latents]).double()
     result = {"structure": {"mean": [0.0], "std": [float(structure.square().mean().sqrt().clamp_min(1e-4))]}}
     for name in ("shape", "texture"):
-        values: Tensor = torch.cat([getattr(item, name) for item in latents]).double()
+        values: Tensor = torch.cat([getattr(item, name) for item in latents if len(item.coords)]).double()
         result[name] = {"mean": values.mean(0).tolist(), "std": values.std(0).clamp_min(1e-4).tolist()}
     return result
 

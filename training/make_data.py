@@ -21,20 +21,24 @@ import torch
 
 from trellis2.options import ENVIRONMENTS
 
-from .data import LIGHTS, PICTURE, build, draw, draw_view, load_lights, save_light
+from .data import COARSE, LIGHTS, PICTURE, SHARDS, build, draw, draw_view, load_lights, save_light
 
 logger = logging.getLogger("training")
 
 
-def make_one(out: Path, split: str, index: int, views: int, fine: float, device: str, side: int = PICTURE) -> None:
+def make_one(out: Path, index: int, args: argparse.Namespace) -> None:
     """Write object ``index`` of a split, if it is not there yet."""
     path = out / f"{index:07d}.npz"
     if path.exists():
         return
-    family, seed = draw(split, index)
+    family, seed = draw(args.split, index)
     rng = np.random.default_rng([seed, 5])
-    resolution = 1024 if rng.random() < fine else 512
-    build(family, seed, resolution, [draw_view(rng) for _ in range(views)], device, side).save(path)
+    resolution = 1024 if rng.random() < args.fine else 512
+    if args.flows and index % SHARDS < SHARDS // 2:  # so that batches have as many of both
+        resolution = COARSE
+    views = [draw_view(rng) for _ in range(args.views)]
+    sample = build(family, seed, resolution, views, args.device, args.picture, with_splits=not args.flows)
+    sample.save(path, compress=not args.flows)
 
 
 def _work(worker: int, args: argparse.Namespace) -> None:
@@ -45,7 +49,7 @@ def _work(worker: int, args: argparse.Namespace) -> None:
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
             return
         try:
-            make_one(args.out, args.split, index, args.views, args.fine, args.device, args.picture)
+            make_one(args.out, index, args)
         except Exception:
             logger.exception("object %d was left out", index)
 
@@ -60,6 +64,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--minutes", type=float, help="stop after this many minutes")
     parser.add_argument("--views", type=int, default=4, help="pictures of each object")
     parser.add_argument("--fine", type=float, default=0.0, help="share of objects at resolution 1024 instead of 512")
+    parser.add_argument(
+        "--flows",
+        action="store_true",
+        help=f"for encode alone: every other object at resolution {COARSE}, which says as much of the structure; no "
+        "diagonals, which only the shape VAE learns; files larger and sooner written",
+    )
     parser.add_argument("--picture", type=int, default=PICTURE, help="side of a picture, in pixels")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)

@@ -30,14 +30,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .data import moved, with_tensors
+from .data import SHARDS, moved, with_tensors
 from .optim import MasterWeights, MovingAverage, clipper_of, optimizer_of
 from .previews import preview
 from .trainers import Objective, build_objective
 
 logger = logging.getLogger("training")
 
-SHARDS = 8
 LOADERS = 4  # threads that read files
 PATIENCE = 1800  # seconds to wait for the first objects
 

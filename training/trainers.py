@@ -50,7 +50,7 @@ class Latents:
     """An object as the flows see it.
 
     coords (n, 3) uint8; structure (C, r, r, r), shape and texture (n, C) float16, as the encoders gave them; pictures
-    (V, S, S, 3) uint8.
+    (V, S, S, 3) uint8. Without coords, only the structure is known.
     """
 
     family: str
@@ -263,16 +263,17 @@ def _rows_noise(lengths: Sequence[int], channels: int, generators: Sequence[torc
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """B objects and T tokens.
+    """B objects, and T tokens of those W among them of which more than the structure is known.
 
     pictures (B, S, S, 3) uint8; fine (B,) bool: of a resolution above 512; dropped (B,) bool: without condition.
-    coords (T, 4) int32 [batch, x, y, z], lengths of the objects. Of "structure" (B r^3, C) and of "shape" and "texture"
-    (T, C): latents float16 as encoded, noise float32, times (B,).
+    whole (W,) int64: which ones; coords (T, 4) int32 [0 to W - 1, x, y, z], W lengths. Of "structure" (B r^3, C) and of
+    "shape" and "texture" (T, C): latents float16 as encoded, noise float32, times (B,) and (W,).
     """
 
     pictures: Tensor
     fine: Tensor
     dropped: Tensor
+    whole: Tensor
     coords: Tensor
     lengths: tuple[int, ...]
     latents: dict[str, Tensor]
@@ -311,7 +312,10 @@ class Flows(Objective):
         pictures = [item.pictures[int(torch.randint(len(item.pictures), (1,), generator=g))] for item, g in pairs]
         chance = float(self.args.get("p_uncond", 0.1))
         dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < chance
-        coords = [F.pad(item.coords.int(), (1, 0), value=k) for k, item in enumerate(items)]
+        whole = [k for k, item in enumerate(items) if len(item.coords)]
+        if not whole and self.stages != ["structure"]:
+            raise ValueError("Of no object in the batch more than the structure is known: take larger batches.")
+        coords = [F.pad(items[k].coords.int(), (1, 0), value=row) for row, k in enumerate(whole)]
         latents, noise, times = {}, {}, {}
         schedule = self.args["t_schedule"]
         for name in self.stages:
@@ -319,14 +323,16 @@ class Flows(Objective):
             latents[name] = torch.cat(rows)
             if name == "texture":
                 latents["shape"] = torch.cat([item.shape for item in items])
-            times[name] = losses.flow_times(schedule if "name" in schedule else schedule[name], generators)
+            drawn = losses.flow_times(schedule if "name" in schedule else schedule[name], generators)
+            times[name] = drawn if name == "structure" else drawn[whole]
             noise[name] = _rows_noise([len(r) for r in rows], rows[0].shape[1], generators)
         return FlowBatch(
             torch.stack(pictures),
             torch.tensor([item.resolution > 512 for item in items]),
             dropped,
-            torch.cat(coords),
-            tuple(len(item.coords) for item in items),
+            torch.tensor(whole, dtype=torch.int64),
+            torch.cat(coords) if coords else torch.empty(0, 4, dtype=torch.int32),
+            tuple(len(items[k].coords) for k in whole),
             latents,
             noise,
             times,
@@ -355,12 +361,14 @@ class Flows(Objective):
 
     def _stage(self, name: str, batch: FlowBatch, grid: Grid, cond: Tensor) -> Tensor:
         flow: Any = self.models[name]
-        count = len(batch.lengths)
         known = None
         if name == "structure":
-            grid = full_grid(flow.config.resolution, count, self.device)
-        elif name == "texture":
+            grid = full_grid(flow.config.resolution, len(cond), self.device)
+        else:
+            cond = cond.index_select(0, batch.whole)
+        if name == "texture":
             known = self._normalised("shape", batch)
+        count = len(cond)
         x = self._normalised(name, batch)
         owner = item_of_tokens(grid.lengths, self.device)
         noisy, velocity = losses.noised(
