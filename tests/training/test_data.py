@@ -11,13 +11,16 @@ import torch
 
 from training import shapes
 from training.data import (
+    COARSE,
     LEVELS,
     Sample,
     build,
+    cells_of,
     collate,
     draw,
     join,
     objects_to_test,
+    occupancy,
     ordered,
     pyramid,
     voxelise,
@@ -120,6 +123,15 @@ def test_surface_that_can_be_seen_is_kept() -> None:
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     return build("mushroom", 2, 64)
+
+
+@pytest.mark.parametrize(("family", "seed"), [("chair", 31), ("shelf", 40)])
+def test_coarse_objects_have_the_same_structure(family: str, seed: int) -> None:
+    cells = [
+        occupancy(cells_of(sample.coords.int(), sample.resolution, 64)[None], 64) > 0.5
+        for sample in (build(family, seed, resolution, with_splits=False) for resolution in (512, COARSE))
+    ]
+    assert (cells[0] ^ cells[1]).sum() < 0.015 * cells[0].sum()
 
 
 def test_pyramid_is_what_grids_do_themselves(sample: Sample) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from safetensors.torch import save_file
 
 import trellis2.pipeline
 from tests.training import toys
-from training.data import build, collate, join
-from training.encode import encode
+from training.data import COARSE, build, collate, join
+from training.encode import Encoders, encode
 from training.export import RUNS, export
 from training.losses import decode_guided
 from training.optim import MuonAdamW
@@ -266,6 +267,35 @@ def test_flow_latents_are_kept(latents: Path) -> None:
     assert len(item.coords) == len(item.shape) == len(item.texture)
     table = json.loads((latents / "normalization.json").read_text())
     assert len(table["shape"]["mean"]) == len(table["texture"]["std"]) == 8
+
+
+def test_objects_of_which_only_the_structure_is_known_train_it_alone(latents: Path) -> None:
+    run = started(toys.config("flows", p_uncond=0.0), latents)
+    whole = [run.objective.load(path) for path in sorted(latents.glob("*.npz"))]
+    bare = [
+        replace(item, coords=item.coords[:0], shape=item.shape[:0], texture=item.texture[:0]) for item in whole[::2]
+    ]
+
+    def terms(*numbered: tuple[int, Latents]) -> dict[str, float]:
+        generators = [torch.Generator().manual_seed(number) for number, _ in numbered]
+        batch = run.objective.prepare([item for _, item in numbered], generators)
+        return {name: float(value.detach()) for name, value in run.objective(batch).items()}
+
+    mixed = terms((0, bare[0]), (1, whole[1]), (2, bare[1]), (3, whole[3]))
+    alone = terms((1, whole[1]), (3, whole[3]))
+    assert mixed["structure"] == pytest.approx(terms(*enumerate(whole))["structure"])
+    assert [mixed[name] for name in ("shape", "texture")] == pytest.approx([alone["shape"], alone["texture"]])
+    with pytest.raises(ValueError, match="larger batches"):
+        terms(*enumerate(bare))
+
+
+def test_coarse_objects_are_encoded_to_their_structure(vaes: Path) -> None:
+    sample = build("mug", 3, COARSE, with_splits=False)
+    latents = Encoders(vaes, CPU)(sample)
+    assert latents.structure.shape == (8, 2, 2, 2)
+    assert latents.structure.any()
+    assert len(latents.coords) == len(latents.shape) == len(latents.texture) == 0
+    assert latents.shape.shape[1] == latents.texture.shape[1] == 8
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
