@@ -30,7 +30,7 @@ from trellis2.render import Camera, orbit_camera, render
 from trellis2.voxels import Grid, Refinement
 
 from .losses import quads
-from .objects import HELD_OUT, SEEN, WEIGHTS, Thing, make
+from .objects import HELD_OUT, SEEN, TESTED, WEIGHTS, Thing, make
 
 SHARDS = 16
 """Parts of a folder of objects, by their numbers (``train.Pool``)."""
@@ -159,7 +159,7 @@ def objects_to_test(part: str) -> list[dict[str, Any]]:
 def write_objects_to_test(path: Path = TEST_OBJECTS) -> None:
     """Write the lists, each of its families in turn."""
     lists: dict[str, list[dict[str, Any]]] = {}
-    for part, families, count in (("seen", SEEN, 200), ("held_out", HELD_OUT, 20), ("validation", SEEN, 60)):
+    for part, families, count in (("seen", TESTED, 200), ("held_out", HELD_OUT, 20), ("validation", TESTED, 60)):
         rows = []
         for k in range(count):
             seed = SPLITS["validation" if part == "validation" else "test"] + k

@@ -526,16 +526,10 @@ _STROKES = {
 
 def glyph(rng: Rng) -> list[Part]:
     """A letter or digit, standing."""
-    strokes = _STROKES[list(_STROKES)[rng.integers(len(_STROKES))]]
+    strokes = _strokes(rng)
     material = (patterned, plain, metal, wood)[rng.integers(4)](rng)
     thick, deep = rng.uniform(0.15, 0.21), rng.uniform(0.16, 0.3)
-    parts = []
-    for stroke in strokes:
-        points = np.array(stroke, dtype=float)
-        if len(points) > 12:
-            keep = [0, *(k for k in range(1, len(points)) if np.linalg.norm(points[k] - points[k - 1]) > 1e-6)]
-            points = points[keep]
-        parts.append(Part(_ribbon(points, thick, deep), material))
+    parts = [Part(_ribbon(points, thick, deep), material) for points in strokes]
     if rng.random() < 0.2:
         low = (
             min(part.solid.vertices[:, 0].min() for part in parts),
@@ -545,6 +539,36 @@ def glyph(rng: Rng) -> list[Part]:
             Part(box((low[1] - low[0] + 0.1, deep + 0.15, 0.1), ((low[0] + low[1]) / 2, 0, -thick / 2)), plain(rng))
         )
     return parts
+
+
+def inlaid_glyph(rng: Rng) -> list[Part]:
+    """A letter or digit, standing, its front and back of another material but for a rim."""
+    strokes = _strokes(rng)
+    rim, face = ((metal, plain, wood)[rng.integers(3)](rng) for _ in range(2))
+    thick, deep = rng.uniform(0.19, 0.26), rng.uniform(0.16, 0.35)
+    edge, raised = thick * rng.uniform(0.12, 0.22), rng.uniform(0.01, 0.03)
+    parts = []
+    for points in strokes:
+        parts.append(Part(_ribbon(points, thick, deep), rim))
+        inner = points.copy()
+        if np.linalg.norm(points[0] - points[-1]) > 1e-6:  # open strokes end before the rim does
+            for end, next_to_it in ((0, 1), (-1, -2)):
+                along = points[next_to_it] - points[end]
+                inner[end] += edge * along / np.linalg.norm(along)
+        parts.append(Part(_ribbon(inner, thick - 2 * edge, deep + 2 * raised), face))
+    return parts
+
+
+def _strokes(rng: Rng) -> list[Array]:
+    """Lines (n, 2) of a letter or digit."""
+    strokes = []
+    for stroke in _STROKES[list(_STROKES)[rng.integers(len(_STROKES))]]:
+        points = np.array(stroke, dtype=float)
+        if len(points) > 12:
+            keep = [0, *(k for k in range(1, len(points)) if np.linalg.norm(points[k] - points[k - 1]) > 1e-6)]
+            points = points[keep]
+        strokes.append(points)
+    return strokes
 
 
 def _ribbon(points: Array, thick: float, deep: float) -> Solid:
@@ -1077,6 +1101,36 @@ def animal(rng: Rng) -> list[Part]:
     return parts
 
 
+def bird(rng: Rng) -> list[Part]:
+    """A toy bird, sitting or on two legs, its head to the front."""
+    coat = plain(rng, bright(rng)) if rng.random() < 0.6 else patterned(rng)
+    black, horn = Material((0.05, 0.05, 0.05), roughness=0.3), plain(rng, bright(rng))
+    width, length, height = rng.uniform(0.26, 0.36), rng.uniform(0.38, 0.5), rng.uniform(0.24, 0.34)
+    leg = rng.uniform(0.15, 0.35) if rng.random() < 0.4 else 0.0
+    z = height * 0.9 + leg
+    parts = [Part(ball((width, length, height), (0, 0, z)), coat)]
+    head = rng.uniform(0.17, 0.25)
+    hy, hz = -length * rng.uniform(0.5, 0.75), z + height * 0.6 + head * rng.uniform(0.5, 0.9)
+    parts.append(Part(rod((0, -length * 0.35, z), (0, hy, hz), width * 0.65, head * 0.75), coat))
+    parts.append(Part(ball((head, head, head), (0, hy, hz)), coat))
+    beak = rng.uniform(0.1, 0.2)
+    if rng.random() < 0.6:  # flat, a duck's
+        parts.append(Part(ball((head * 0.5, beak, head * 0.15), (0, hy - head * 0.95, hz - 0.03)), horn))
+    else:
+        parts.append(Part(rod((0, hy - head * 0.85, hz), (0, hy - head - beak, hz - 0.04), head * 0.3, 0.01), horn))
+    wing = coat if rng.random() < 0.6 else plain(rng)
+    eye = head * rng.uniform(0.14, 0.2)
+    for s in (-1, 1):
+        parts.append(Part(ball((eye, eye, eye), (s * head * 0.55, hy - head * 0.75, hz + head * 0.3)), black))
+        parts.append(Part(ball((0.06, length * 0.55, height * 0.5), (s * width * 0.9, 0.06, z + 0.03)), wing))
+        if leg:
+            parts.append(Part(rod((s * width * 0.4, 0, 0), (s * width * 0.4, 0, z), 0.035), horn))
+            parts.append(Part(cushion((0.14, 0.22, 0.05), (s * width * 0.4, -0.05, 0.025)), horn))
+    tip = (0, length * rng.uniform(1.1, 1.3), z + rng.uniform(0.05, 0.3))
+    parts.append(Part(rod((0, length * 0.6, z), tip, height * 0.5, height * rng.uniform(0.1, 0.3)), coat))
+    return parts
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # tools and small things
 
@@ -1296,11 +1350,13 @@ FAMILIES: dict[str, Callable[[Rng], list[Part]]] = {
     for family in (
         chair, stool, table, bench, shelf, lamp, mug, bottle, vase, bowl, crate, glyph, house, car, plane, boat, train,
         tree, cactus, mushroom, snowman, figure, animal, hammer, sword, spoon, clock, dumbbell, umbrella, assembly,
-        teapot, rocket,
+        teapot, rocket, bird, inlaid_glyph,
     )
 }  # fmt: skip
 HELD_OUT = ("teapot", "rocket")
 """Families that no training ever sees."""
 SEEN = tuple(name for name in FAMILIES if name not in HELD_OUT)
+TESTED = tuple(name for name in SEEN if name not in ("bird", "inlaid_glyph"))
+"""Those of the list of test objects, which was there before the others."""
 WEIGHTS = {"assembly": 3.0, "glyph": 2.0, "chair": 2.0}
 """How often families are drawn, against 1."""
