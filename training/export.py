@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .objects import SEEN
 from .train import read_average
 
 RUNS = ("structure_vae", "shape_vae", "texture_vae", "flows")
@@ -125,7 +126,7 @@ letters, not the world. For pictures of real things use the published model.
 
 | | |
 |---|---|
-| Data | procedural objects in 30 families (`training/objects.py`), drawn from seeds; no other data, no other model |
+| Data | procedural objects in {len(SEEN)} families (`training/objects.py`), from seeds; no other data, no other model |
 | Training | {facts["cost"]} |
 | Steps | {steps} |
 | Input | one picture of one object; the image encoder sees 256 x 256 pixels |
