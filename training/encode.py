@@ -46,25 +46,23 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, sample: Sample) -> Latents:
-        batch = collate(moved(join([sample]), self.device))
-        cells = cells_of(batch.grid.coords[:, 1:], sample.resolution, self.side)
+        cells = cells_of(sample.coords.to(self.device), sample.resolution, self.side)
         structure, _ = self.structure(occupancy(cells[None], self.side))
-        facts = (sample.family, sample.seed, sample.resolution)
-        if sample.resolution == COARSE:
-            shape, texture = (
-                torch.empty(0, network.config.latent_channels, dtype=torch.float16)
-                for network in (self.shape, self.texture)
-            )
-            coords = torch.empty(0, 3, dtype=torch.uint8)
-            return Latents(*facts, coords, structure[0].half().cpu(), shape, texture, sample.pictures)
-        shape, _ = self.shape(Voxels(shape_features(batch.dual), batch.grid))
-        texture, _ = self.texture(Voxels(batch.attrs, batch.grid))
+        coords = torch.empty(0, 3)
+        shape, texture = (torch.empty(0, network.config.latent_channels) for network in (self.shape, self.texture))
+        if sample.resolution != COARSE:
+            batch = collate(moved(join([sample]), self.device))
+            encoded, _ = self.shape(Voxels(shape_features(batch.dual), batch.grid))
+            coords, shape = encoded.grid.coords[:, 1:], encoded.feats
+            texture = self.texture(Voxels(batch.attrs, batch.grid))[0].feats
         return Latents(
-            *facts,
-            shape.grid.coords[:, 1:].to(torch.uint8).cpu(),
+            sample.family,
+            sample.seed,
+            sample.resolution,
+            coords.to(torch.uint8).cpu(),
             structure[0].half().cpu(),
-            shape.feats.half().cpu(),
-            texture.feats.half().cpu(),
+            shape.half().cpu(),
+            texture.half().cpu(),
             sample.pictures,
         )
 

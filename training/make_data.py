@@ -26,9 +26,9 @@ from .data import COARSE, LIGHTS, PICTURE, SHARDS, build, draw, draw_view, load_
 logger = logging.getLogger("training")
 
 
-def make_one(out: Path, index: int, args: argparse.Namespace) -> None:
+def make_one(index: int, args: argparse.Namespace) -> None:
     """Write object ``index`` of a split, if it is not there yet."""
-    path = out / f"{index:07d}.npz"
+    path = args.out / f"{index:07d}.npz"
     if path.exists():
         return
     family, seed = draw(args.split, index)
@@ -49,7 +49,7 @@ def _work(worker: int, args: argparse.Namespace) -> None:
         if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
             return
         try:
-            make_one(args.out, index, args)
+            make_one(index, args)
         except Exception:
             logger.exception("object %d was left out", index)
 

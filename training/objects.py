@@ -551,7 +551,7 @@ def inlaid_glyph(rng: Rng) -> list[Part]:
     for points in strokes:
         parts.append(Part(_ribbon(points, thick, deep), rim))
         inner = points.copy()
-        if np.linalg.norm(points[0] - points[-1]) > 1e-6:  # open strokes end before the rim does
+        if not _closed(points):  # open strokes end before the rim does
             for end, next_to_it in ((0, 1), (-1, -2)):
                 along = points[next_to_it] - points[end]
                 inner[end] += edge * along / np.linalg.norm(along)
@@ -571,9 +571,14 @@ def _strokes(rng: Rng) -> list[Array]:
     return strokes
 
 
+def _closed(points: Array) -> bool:
+    """Whether a line ends where it begins."""
+    return bool(np.linalg.norm(points[0] - points[-1]) < 1e-6)
+
+
 def _ribbon(points: Array, thick: float, deep: float) -> Solid:
     """A stroke of width ``thick`` in the plane of x and z, ``deep`` along y, with mitred corners."""
-    closed = bool(np.linalg.norm(points[0] - points[-1]) < 1e-6)
+    closed = _closed(points)
     if closed:
         points = points[:-1]
     ahead = np.roll(points, -1, 0) - points
