@@ -218,7 +218,8 @@ def test_channels(uniform: Environment) -> None:
     for name, value in {"metallic": 0.3, "roughness": 0.7, "alpha": 0.9, "mask": 1.0}.items():
         assert seen[name].shape == (32, 32)
         assert seen[name][16, 16].item() == pytest.approx(value, abs=1e-6)
-    for name in ("shaded", "base_color", "metallic", "roughness", "alpha", "mask", "clay"):
+    assert seen["depth"][16, 16].item() == pytest.approx(float(FRONT.world_to_camera[2, 3]), abs=1e-5)
+    for name in ("shaded", "base_color", "metallic", "roughness", "alpha", "mask", "clay", "depth"):
         assert (seen[name][..., 0, 0] == 0).all(), name
 
 

@@ -39,6 +39,8 @@ COARSE = 256
 PICTURE = 256
 """Side of a conditioning picture, in pixels."""
 RENDERED = 512
+MAP = 32
+"""Side of the maps of what a picture shows."""
 LEVELS = 4
 """Doublings between a latent and its voxels."""
 BENT = 0.1
@@ -68,7 +70,8 @@ class Sample:
 
     coords (N, 3) int16, in the order of ``ordered``; offsets (N, 3) uint8, 255 is a whole voxel; crossed (N,) uint8,
     bits x, y, z; splits (N,) uint8, bits 0-2: whether the diagonal of the quad at that edge matters, bits 3-5: whether
-    it is 0-2; attrs (N, 6) uint8; pictures (V, 256, 256, 3) uint8, as ``trellis2.image.prepare`` makes them.
+    it is 0-2; attrs (N, 6) uint8; pictures (V, 256, 256, 3) uint8, as ``trellis2.image.prepare`` makes them; maps (V,
+    32, 32, 7) uint8 of what they show: place in the unit cube and base colour, both times coverage, and coverage.
     """
 
     family: str
@@ -80,6 +83,7 @@ class Sample:
     splits: Tensor
     attrs: Tensor
     pictures: Tensor
+    maps: Tensor
 
     def save(self, path: Path, compress: bool = True) -> None:
         """Write to a file, which appears when it is whole."""
@@ -102,7 +106,7 @@ class Sample:
             return cls(str(file["family"]), int(file["seed"]), int(file["resolution"]), **tensors)
 
 
-_TENSORS = ("coords", "offsets", "crossed", "splits", "attrs", "pictures")
+_TENSORS = ("coords", "offsets", "crossed", "splits", "attrs", "pictures", "maps")
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ def build(
     thing = make(family, seed)
     coords, offsets, crossed, splits, attrs = voxelise(thing, resolution, device, with_splits)
     asset = surface_of(thing, coords, attrs, resolution, device)
-    pictures = [picture(asset, view, side) for view in views]
+    pictures, maps = zip(*[picture(asset, view, side) for view in views], strict=True) if views else ((), ())
     order = ordered(coords, LEVELS)
     return Sample(
         family=family,
@@ -199,9 +203,8 @@ def build(
         crossed=_packed(crossed)[order].cpu(),
         splits=_packed(splits)[order].cpu(),
         attrs=(attrs[order] * 255 + 0.5).to(torch.uint8).cpu(),
-        pictures=torch.from_numpy(
-            np.stack([np.asarray(p) for p in pictures]) if pictures else np.empty((0, side, side, 3), np.uint8)
-        ),
+        pictures=torch.from_numpy(np.array(pictures, np.uint8).reshape(len(views), side, side, 3)),
+        maps=torch.from_numpy(np.array(maps, np.uint8).reshape(len(views), MAP, MAP, 7)),
     )
 
 
@@ -285,19 +288,50 @@ def surface_of(thing: Thing, coords: Tensor, attrs: Tensor, resolution: int, dev
     return Asset(mesh, MaterialVoxels(coords, attrs, 1 / resolution))
 
 
-def picture(asset: Asset, view: View, side: int = PICTURE) -> Image.Image:
-    """RGB, ``side`` square: what the image encoder sees of a rendered RGBA picture."""
-    prepared = prepare(cutout(asset, view), cutout=False)
-    return prepared.rgb.resize((side, side), Image.Resampling.LANCZOS)
+def picture(asset: Asset, view: View, side: int = PICTURE) -> tuple[np.ndarray, np.ndarray]:
+    """What the image encoder sees of a rendered RGBA picture, (side, side, 3) uint8, and what that shows, see
+    ``Sample.maps``."""
+    out = seen(asset, view)
+    place = points_of(out["depth"], camera_of(asset, view)) + 0.5
+    rgb = _prepared(_rgba(_shown(out, view), out), side, Image.Resampling.LANCZOS)
+    maps = [_prepared(_rgba(c, out), MAP, Image.Resampling.BOX) for c in (place, out["base_color"], out["mask"])]
+    return rgb, np.concatenate([maps[0], maps[1], maps[2][..., :1]], axis=2)
 
 
 def cutout(asset: Asset, view: View, size: int = RENDERED) -> Image.Image:
     """RGBA picture of an object."""
-    out = render(asset, camera_of(asset, view), lights(view.light, str(asset.mesh.vertices.device)), resolution=size)
+    out = seen(asset, view, size)
+    return _rgba(_shown(out, view), out)
+
+
+def seen(asset: Asset, view: View, size: int = RENDERED) -> dict[str, Tensor]:
+    """What ``trellis2.render.render`` gives."""
+    return render(asset, camera_of(asset, view), lights(view.light, str(asset.mesh.vertices.device)), resolution=size)
+
+
+def points_of(depth: Tensor, camera: Camera) -> Tensor:
+    """(3, H, W), the points at ``depth`` (H, W) along the camera's axis."""
+    view, intrinsics = camera.world_to_camera.to(depth.device), camera.intrinsics.to(depth.device)
+    y, x = ((torch.arange(n, device=depth.device) + 0.5) / n for n in depth.shape)
+    focal, centre = intrinsics.diagonal(), intrinsics[:, 2]
+    grid = torch.meshgrid((y - centre[1]) / focal[1], (x - centre[0]) / focal[0], indexing="ij")
+    rays = torch.stack([grid[1], grid[0], torch.ones_like(depth)])
+    return torch.einsum("ji,jhw->ihw", view[:3, :3], rays * depth - view[:3, 3, None, None])
+
+
+def _shown(out: dict[str, Tensor], view: View) -> Tensor:
     seen_through = (1 - out["alpha"]).square() * out["mask"]
-    color = (out["shaded"] + seen_through * view.behind).clamp(0, 1)
-    rgba = torch.cat([color, out["mask"][None]]).permute(1, 2, 0)
+    return out["shaded"] + seen_through * view.behind
+
+
+def _rgba(color: Tensor, out: dict[str, Tensor]) -> Image.Image:
+    """color: (3, H, W), or (H, W) for grey."""
+    rgba = torch.cat([color.expand(3, *out["mask"].shape).clamp(0, 1), out["mask"][None]]).permute(1, 2, 0)
     return Image.fromarray((rgba * 255 + 0.5).to(torch.uint8).cpu().numpy())
+
+
+def _prepared(rgba: Image.Image, side: int, filter: Image.Resampling) -> np.ndarray:
+    return np.asarray(prepare(rgba, cutout=False).rgb.resize((side, side), filter))
 
 
 def camera_of(asset: Asset, view: View) -> Camera:

@@ -64,6 +64,7 @@ class Encoders:
             shape.half().cpu(),
             texture.half().cpu(),
             sample.pictures,
+            sample.maps,
         )
 
 

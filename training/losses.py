@@ -8,6 +8,7 @@ Liu et al. 2023 (flow matching); Ho and Salimans 2022 (dropping conditions).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +26,9 @@ _AROUND = (
     ((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 0)),
 )
 """The voxels around that edge of a voxel along x, y, z which ends in its far corner, as o_voxel.dual_grid has them."""
+MAP_WAVES = (0.5, 1.0, 2.0, 4.0)
+"""Periods in the unit cube of the waves by which a patch tells its place."""
+MAP_CHANNELS = 6 * len(MAP_WAVES) + 4 * (3 + 1)
 
 
 def object_mean(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -196,6 +200,34 @@ def coarse_means(attrs: Tensor, steps: Sequence[Refinement]) -> list[Tensor]:
         attrs = sums[:, :-1] / sums[:, -1:]
         means.append(attrs)
     return means[::-1]
+
+
+def map_terms(read: Tensor, maps: Tensor) -> dict[str, Tensor]:
+    """What is read off the patches of pictures, against what they show.
+
+    read (B, S^2, MAP_CHANNELS): waves of the place, then base colour and coverage of the patch's four quarters. maps
+    (B, M, M, 7) uint8, see ``data.Sample``.  Squared errors: place, of the waves, and color, of the base colour, ten
+    times, both over what is covered; coverage.
+    """
+    side = math.isqrt(read.shape[1])
+    small = F.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2).float() / 255, 2 * side)
+    quarters = small.unflatten(3, (side, 2)).unflatten(2, (side, 2)).permute(0, 2, 4, 3, 5, 1)
+    quarters = quarters.reshape(len(maps), side * side, 4, 7)
+    covered = quarters[..., 6:]
+    place, color = (quarters[..., :6] / covered.clamp_min(1 / 255)).split(3, dim=-1)
+    angles = (place - 0.5)[..., None] * (2 * math.pi * torch.tensor(MAP_WAVES, device=maps.device))
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    whole = covered.sum(2)
+    waves = (waves * covered).sum(2) / whole.clamp_min(1 / 255)
+    found, found_color, found_cover = read.float().split([waves.shape[-1], 12, 4], dim=-1)
+    place_error = ((found - waves).square() * whole).mean((1, 2))
+    color_error = ((found_color.unflatten(-1, (4, 3)) - color).square() * covered).mean((1, 2, 3))
+    share = covered.mean((1, 2, 3)).clamp_min(1 / 255)
+    return {
+        "place": (place_error / share / 4).mean(),
+        "color": (10 * color_error / share).mean(),
+        "coverage": (found_cover - covered[..., 0]).square().mean(),
+    }
 
 
 def flow_times(schedule: dict[str, object], generators: Sequence[torch.Generator]) -> Tensor:

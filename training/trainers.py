@@ -50,7 +50,7 @@ class Latents:
     """An object as the flows see it.
 
     coords (n, 3) uint8; structure (C, r, r, r), shape and texture (n, C) float16, as the encoders gave them; pictures
-    (V, S, S, 3) uint8. Without coords, only the structure is known.
+    (V, S, S, 3) and maps (V, M, M, 7) uint8, see ``Sample``. Without coords, only the structure is known.
     """
 
     family: str
@@ -61,6 +61,7 @@ class Latents:
     shape: Tensor
     texture: Tensor
     pictures: Tensor
+    maps: Tensor
 
     def save(self, path: Path) -> None:
         """Write to a file, which appears when it is whole."""
@@ -77,7 +78,7 @@ class Latents:
             return cls(str(file["family"]), int(file["seed"]), int(file["resolution"]), **tensors)
 
 
-_LATENTS = ("coords", "structure", "shape", "texture", "pictures")
+_LATENTS = ("coords", "structure", "shape", "texture", "pictures", "maps")
 
 
 @dataclass(frozen=True)
@@ -265,12 +266,14 @@ def _rows_noise(lengths: Sequence[int], channels: int, generators: Sequence[torc
 class FlowBatch:
     """B objects, and T tokens of those W among them of which more than the structure is known.
 
-    pictures (B, S, S, 3) uint8; fine (B,) bool: of a resolution above 512; dropped (B,) bool: without condition.
+    pictures (B, S, S, 3) and maps (B, M, M, 7) uint8, see ``Sample``; fine (B,) bool: of a resolution above 512;
+    dropped (B,) bool: without condition.
     whole (W,) int64: which ones; coords (T, 4) int32 [0 to W - 1, x, y, z], W lengths. Of "structure" (B r^3, C) and of
     "shape" and "texture" (T, C): latents float16 as encoded, noise float32, times (B,) and (W,).
     """
 
     pictures: Tensor
+    maps: Tensor
     fine: Tensor
     dropped: Tensor
     whole: Tensor
@@ -282,10 +285,15 @@ class FlowBatch:
 
 
 class Flows(Objective):
-    """One flow, or all three of them with the image encoder that they share (JointFlowTrainer)."""
+    """One flow, or all three of them with the image encoder that they share (JointFlowTrainer).
+
+    lambda_maps: of what a linear layer, which only training has, reads off each token of that encoder: where in the
+    unit cube its patch's surface lies, and its base colour. Attention is linear in the tokens too, so what this layer
+    cannot read, no flow can ask for.
+    """
 
     item = Latents
-    own = frozenset({"p_uncond", "sigma_min", "t_schedule", "image_cond_model"})
+    own = frozenset({"p_uncond", "sigma_min", "t_schedule", "image_cond_model", "lambda_maps"})
 
     def __init__(
         self, models: Mapping[str, nn.Module], args: Mapping[str, Any], statistics: Mapping[str, Mapping[str, Any]]
@@ -298,6 +306,13 @@ class Flows(Objective):
         for name, values in statistics.items():
             self.register_buffer(f"{name}_mean", torch.tensor(values["mean"], dtype=torch.float32), persistent=False)
             self.register_buffer(f"{name}_std", torch.tensor(values["std"], dtype=torch.float32), persistent=False)
+        if self.weight("maps", 0.0) > 0:
+            if "image_encoder" not in models:
+                raise ValueError("lambda_maps is for an image encoder that is trained: models names none.")
+            reader = nn.Linear(models["image_encoder"].config.channels, losses.MAP_CHANNELS)
+            nn.init.zeros_(reader.weight)
+            nn.init.zeros_(reader.bias)
+            self.models["reader"] = reader
         self.frozen: list[Any] = []  # in a list, or it would count as trained
         if "image_encoder" not in models:
             entry = args["image_cond_model"]
@@ -309,7 +324,7 @@ class Flows(Objective):
 
     def prepare(self, items: Sequence[Latents], generators: Sequence[torch.Generator]) -> FlowBatch:
         pairs = list(zip(items, generators, strict=True))
-        pictures = [item.pictures[int(torch.randint(len(item.pictures), (1,), generator=g))] for item, g in pairs]
+        views = [int(torch.randint(len(item.pictures), (1,), generator=g)) for item, g in pairs]
         chance = float(self.args.get("p_uncond", 0.1))
         dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < chance
         whole = [k for k, item in enumerate(items) if len(item.coords)]
@@ -327,7 +342,8 @@ class Flows(Objective):
             times[name] = drawn if name == "structure" else drawn[whole]
             noise[name] = _rows_noise([len(r) for r in rows], rows[0].shape[1], generators)
         return FlowBatch(
-            torch.stack(pictures),
+            torch.stack([item.pictures[k] for item, k in zip(items, views, strict=True)]),
+            torch.stack([item.maps[k] for item, k in zip(items, views, strict=True)]),
             torch.tensor([item.resolution > 512 for item in items]),
             dropped,
             torch.tensor(whole, dtype=torch.int64),
@@ -339,10 +355,16 @@ class Flows(Objective):
         )
 
     def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
-        cond = self.condition(batch).masked_fill(batch.dropped[:, None, None], 0)
+        tokens = self.condition(batch)
+        cond = tokens.masked_fill(batch.dropped[:, None, None], 0)
         grid = grid_of_lengths(batch.coords, batch.lengths)
         terms = {name: self._stage(name, batch, grid, cond) for name in self.stages}
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+        loss = torch.stack(list(terms.values())).sum()
+        if "reader" in self.models:
+            seen = losses.map_terms(self.models["reader"](tokens[:, 1:]), batch.maps)
+            loss = loss + self.weight("maps", 0.0) * torch.stack(list(seen.values())).sum()
+            terms |= seen
+        return {"loss": loss, **terms}
 
     def condition(self, batch: FlowBatch) -> Tensor:
         """Image tokens (B, L, C)."""

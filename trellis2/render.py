@@ -85,7 +85,8 @@ def render(
     Returns float32 tensors in [0, 1] on the asset's device, black where nothing is seen: shaded (3, H, W),
     tone-mapped (ACES) and gamma-encoded; normal (3, H, W) as (1 - n) / 2 in the camera frame, 0.5 where nothing
     is seen; base_color (3, H, W), metallic, roughness, alpha and mask (H, W), all of the first surface; clay
-    (H, W), one minus the ambient occlusion.
+    (H, W), one minus the ambient occlusion; and depth (H, W) of the surface that contributes most, along the camera's
+    axis and in units of the mesh.
     Raises InputError where the mesh has no faces.
     """
     scene = _Scene(asset)
@@ -105,6 +106,7 @@ def render(
         "roughness": seen.material[:, ROUGHNESS],
         "alpha": seen.material[:, ALPHA],
         "clay": clay.view(-1, 1),
+        "depth": torch.where(seen.depth < NO_DEPTH, seen.depth, 0)[:, None],
     }
     result = {}
     for name, values in channels.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,21 @@ from training.data import (
     LEVELS,
     Sample,
     build,
+    camera_of,
     cells_of,
     collate,
     draw,
+    draw_view,
     join,
     objects_to_test,
     occupancy,
     ordered,
     pyramid,
+    surface_of,
     voxelise,
     write_objects_to_test,
 )
+from training.losses import MAP_CHANNELS, MAP_WAVES, map_terms
 from training.objects import FAMILIES, HELD_OUT, SEEN, make
 from training.shapes import ball, box, cushion, cylinder, lathe, prism, tube
 
@@ -134,6 +139,41 @@ def test_coarse_objects_have_the_same_structure(family: str, seed: int) -> None:
     assert (cells[0] ^ cells[1]).sum() < 0.015 * cells[0].sum()
 
 
+def test_maps_say_what_a_picture_shows() -> None:
+    """Where and of which colour its surface is; reading just that costs nothing."""
+    view = replace(draw_view(np.random.default_rng(1)), light=0)
+    sample = build("assembly", 4, 128, [view], side=64)
+    place, color, covered = (sample.maps[0].float() / 255).split([3, 3, 1], dim=-1)
+    lit = sample.pictures[0].amax(-1) > 40
+    assert (lit.view(32, 2, 32, 2).any(3).any(1) <= (covered[..., 0] > 0)).float().mean() > 0.98
+    full = covered[..., 0] == 1
+    assert full.sum() > 100
+    distance = torch.cdist(place[full], (sample.coords + 0.5) / 128)
+    nearest, voxel = distance.min(1)
+    assert nearest.median() < 0.01
+    assert (color[full] - sample.attrs[voxel, :3] / 255).abs().mean(1).median() < 0.03
+    # A place within the front half is nearer to the camera than the middle is.
+    camera = camera_of(surface_of(make("assembly", 4), sample.coords, sample.attrs / 255, 128, "cpu"), view)
+    assert ((place[full] - 0.5) @ camera.world_to_camera[2, :3]).mean() < 0
+
+
+def test_reading_a_map_right_costs_nothing() -> None:
+    maps = torch.empty(2, 32, 32, 7, dtype=torch.uint8)
+    maps[0], maps[1] = torch.tensor([51, 102, 204, 255, 0, 51, 255]), torch.tensor([10, 20, 30, 40, 50, 60, 102])
+    right = []
+    for cell in maps[:, 0, 0].double():
+        place, color, cover = cell[:3] / cell[6] - 0.5, cell[3:6] / cell[6], cell[6:] / 255
+        angles = 2 * np.pi * place[:, None] * torch.tensor(MAP_WAVES)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1).flatten()
+        right.append(torch.cat([waves, color.repeat(4), cover.repeat(4)]))
+    read = torch.stack(right)[:, None].expand(2, 16, MAP_CHANNELS)
+    assert all(float(term) < 1e-9 for term in map_terms(read, maps).values())
+    for channel, name in ((0, "place"), (24, "color"), (36, "coverage")):
+        wrong = read.clone()
+        wrong[..., channel] += 0.5
+        assert [key for key, term in map_terms(wrong, maps).items() if term > 1e-3] == [name]
+
+
 def test_pyramid_is_what_grids_do_themselves(sample: Sample) -> None:
     """Its steps are those of ``Grid.subdivide`` and, up to the order of rows, of ``Grid.coarser``."""
     coords = torch.nn.functional.pad(sample.coords.int(), (1, 0))
@@ -154,7 +194,7 @@ def test_pyramid_is_what_grids_do_themselves(sample: Sample) -> None:
 def test_samples_come_back_and_join(sample: Sample, tmp_path: Path) -> None:
     sample.save(tmp_path / "0.npz")
     loaded = Sample.load(tmp_path / "0.npz")
-    for name in ("coords", "offsets", "crossed", "splits", "attrs", "pictures"):
+    for name in ("coords", "offsets", "crossed", "splits", "attrs", "pictures", "maps"):
         assert torch.equal(getattr(loaded, name), getattr(sample, name)), name
     batch = collate(join([sample, loaded]))
     assert batch.grid.lengths == (len(sample.coords),) * 2

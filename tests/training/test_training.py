@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+import training.train
 import trellis2.pipeline
 from tests.training import toys
 from training.data import COARSE, build, collate, join
@@ -128,6 +131,7 @@ def test_starts_from_published_files(latents: Path, checkpoint_folder: Path, tmp
     encoder = {"model_name": str(checkpoint_folder / "dinov3"), "image_size": 64}
     config["models"]["denoiser"]["args"]["cond_channels"] = 16
     config["trainer"]["name"] = "ImageConditionedSparseFlowMatchingCFGTrainer"
+    del config["trainer"]["args"]["lambda_maps"]
     config["trainer"]["args"].update(
         t_schedule={"name": "uniform", "args": {}},
         image_cond_model={"name": "DinoV3FeatureExtractor", "args": encoder},
@@ -339,6 +343,8 @@ def test_cooldown_ends_at_rest(objects: Path, tmp_path: Path, monkeypatch: pytes
         return terms
 
     monkeypatch.setattr(Run, "train_step", watched)
+    clock = SimpleNamespace(monotonic=lambda: 0.1 * len(rates), sleep=time.sleep)  # a step takes a tenth of a second
+    monkeypatch.setattr(training.train, "time", clock)
     arguments = ["--data", objects, "--out", tmp_path, "--minutes", "0.05", "--cooldown", "0.05", "--wait", "4"]
     main([str(value) for value in (tmp_path / "toy.json", *arguments)])
     full = config["trainer"]["args"]["optimizer"]["args"]["lr"]

@@ -49,6 +49,8 @@ def write_objects(folder: Path) -> Path:
         sample = build(family, seed, RESOLUTION)
         picture = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
         picture[:, 8:24, 8:24] = torch.randint(0, 255, (3,), generator=torch.Generator().manual_seed(seed))
+        maps = torch.nn.functional.pad(picture, (0, 4), value=200)
         object.__setattr__(sample, "pictures", picture)
+        object.__setattr__(sample, "maps", maps)
         sample.save(folder / f"{index:07d}.npz")
     return folder
