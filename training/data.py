@@ -330,8 +330,8 @@ def _rgba(color: Tensor, out: dict[str, Tensor]) -> Image.Image:
     return Image.fromarray((rgba * 255 + 0.5).to(torch.uint8).cpu().numpy())
 
 
-def _prepared(rgba: Image.Image, side: int, filter: Image.Resampling) -> np.ndarray:
-    return np.asarray(prepare(rgba, cutout=False).rgb.resize((side, side), filter))
+def _prepared(rgba: Image.Image, side: int, resample: Image.Resampling) -> np.ndarray:
+    return np.asarray(prepare(rgba, cutout=False).rgb.resize((side, side), resample))
 
 
 def camera_of(asset: Asset, view: View) -> Camera:

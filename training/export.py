@@ -38,9 +38,9 @@ ENCODER = "image_encoder"
 # Guidance strength, rescale, interval, rescale_t.  Callers ask for a strength, 7.5 if they say nothing; the intervals
 # are those in which that strength does a small network good.
 SAMPLERS = {
-    "sparse_structure": (7.5, 1.0, (0.8, 1.0), 3.0),
+    "sparse_structure": (7.5, 0.7, (0.7, 1.0), 3.0),
     "shape_slat": (7.5, 0.3, (0.95, 1.0), 3.0),
-    "tex_slat": (1.0, 1.0, (0.6, 0.9), 3.0),
+    "tex_slat": (1.0, 1.0, (0.8, 1.0), 3.0),
 }
 STEPS = 12
 
