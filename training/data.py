@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -101,11 +103,29 @@ class Sample:
 
     @classmethod
     def load(cls, path: Path) -> Sample:
-        with np.load(path) as file:
-            tensors = {name: torch.from_numpy(file[name]) for name in _TENSORS}
-            return cls(str(file["family"]), int(file["seed"]), int(file["resolution"]), **tensors)
+        arrays = read_arrays(path)
+        tensors = {name: torch.from_numpy(arrays[name]) for name in _TENSORS}
+        return cls(str(arrays["family"]), int(arrays["seed"]), int(arrays["resolution"]), **tensors)
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of ``np.savez``, as ``np.load`` gives them, from any thread.
+
+    numpy reads headers by Python's parser, which until 3.11.7 fails at times when two threads are in it.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as stream:
+                np.lib.format.read_magic(stream)
+                with _parsing:
+                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+                values = np.frombuffer(bytearray(stream.read()), dtype)
+                arrays[name.removesuffix(".npy")] = values.reshape(shape, order="F" if fortran else "C")
+    return arrays
+
+
+_parsing = threading.Lock()
 _TENSORS = ("coords", "offsets", "crossed", "splits", "attrs", "pictures", "maps")
 
 

@@ -28,7 +28,7 @@ from trellis2.models.voxel_vae import DownBlock, DualGrid, UpBlock
 from trellis2.voxels import Grid, Voxels, full_grid, grid_of_lengths
 
 from . import losses
-from .data import Batch, Joined, Sample, cells_of, collate, join, occupancy
+from .data import Batch, Joined, Sample, cells_of, collate, join, occupancy, read_arrays
 from .optim import initialize
 
 logger = logging.getLogger("training")
@@ -73,9 +73,9 @@ class Latents:
 
     @classmethod
     def load(cls, path: Path) -> Latents:
-        with np.load(path) as file:
-            tensors = {name: torch.from_numpy(file[name]) for name in _LATENTS}
-            return cls(str(file["family"]), int(file["seed"]), int(file["resolution"]), **tensors)
+        arrays = read_arrays(path)
+        tensors = {name: torch.from_numpy(arrays[name]) for name in _LATENTS}
+        return cls(str(arrays["family"]), int(arrays["seed"]), int(arrays["resolution"]), **tensors)
 
 
 _LATENTS = ("coords", "structure", "shape", "texture", "pictures", "maps")
@@ -139,9 +139,9 @@ class StructureVae(Objective):
     own = frozenset({"lambda_bce", "lambda_dice", "lambda_kl", "loss_type"})
 
     def load(self, path: Path) -> Cells:
-        with np.load(path) as file:
-            cells = cells_of(torch.from_numpy(file["coords"]), int(file["resolution"]), self.resolution)
-            return Cells(str(file["family"]), int(file["seed"]), cells)
+        arrays = read_arrays(path)
+        cells = cells_of(torch.from_numpy(arrays["coords"]), int(arrays["resolution"]), self.resolution)
+        return Cells(str(arrays["family"]), int(arrays["seed"]), cells)
 
     def prepare(self, items: Sequence[Cells], generators: Sequence[torch.Generator]) -> StructureBatch:
         config: Any = self.models["decoder"].config

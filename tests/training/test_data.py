@@ -26,6 +26,7 @@ from training.data import (
     occupancy,
     ordered,
     pyramid,
+    read_arrays,
     surface_of,
     voxelise,
     write_objects_to_test,
@@ -196,6 +197,11 @@ def test_samples_come_back_and_join(sample: Sample, tmp_path: Path) -> None:
     loaded = Sample.load(tmp_path / "0.npz")
     for name in ("coords", "offsets", "crossed", "splits", "attrs", "pictures", "maps"):
         assert torch.equal(getattr(loaded, name), getattr(sample, name)), name
+    np.savez(tmp_path / "1.npz", turned=np.arange(6, dtype="<i2").reshape(2, 3).T, none=np.empty((0, 4)), word="mug")
+    arrays = read_arrays(tmp_path / "1.npz")
+    assert arrays["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert arrays["none"].shape == (0, 4)
+    assert str(arrays["word"]) == "mug"
     batch = collate(join([sample, loaded]))
     assert batch.grid.lengths == (len(sample.coords),) * 2
     assert batch.dual.offsets.min() >= 0
