@@ -103,25 +103,25 @@ class Sample:
 
     @classmethod
     def load(cls, path: Path) -> Sample:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, ("family", "seed", "resolution", *_TENSORS))
         tensors = {name: torch.from_numpy(arrays[name]) for name in _TENSORS}
         return cls(str(arrays["family"]), int(arrays["seed"]), int(arrays["resolution"]), **tensors)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of ``np.savez``, as ``np.load`` gives them, from any thread.
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a file of ``np.savez`` by name, as ``np.load`` gives them, from any thread.
 
     numpy reads headers by Python's parser, which until 3.11.7 fails at times when two threads are in it.
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as stream:
+        for name in names:
+            with archive.open(f"{name}.npy") as stream:
                 np.lib.format.read_magic(stream)
                 with _parsing:
                     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
                 values = np.frombuffer(bytearray(stream.read()), dtype)
-                arrays[name.removesuffix(".npy")] = values.reshape(shape, order="F" if fortran else "C")
+                arrays[name] = values.reshape(shape, order="F" if fortran else "C")
     return arrays
 
 

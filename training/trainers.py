@@ -73,7 +73,7 @@ class Latents:
 
     @classmethod
     def load(cls, path: Path) -> Latents:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, ("family", "seed", "resolution", *_LATENTS))
         tensors = {name: torch.from_numpy(arrays[name]) for name in _LATENTS}
         return cls(str(arrays["family"]), int(arrays["seed"]), int(arrays["resolution"]), **tensors)
 
@@ -139,7 +139,7 @@ class StructureVae(Objective):
     own = frozenset({"lambda_bce", "lambda_dice", "lambda_kl", "loss_type"})
 
     def load(self, path: Path) -> Cells:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, ("family", "seed", "resolution", "coords"))
         cells = cells_of(torch.from_numpy(arrays["coords"]), int(arrays["resolution"]), self.resolution)
         return Cells(str(arrays["family"]), int(arrays["seed"]), cells)
 
