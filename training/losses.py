@@ -170,8 +170,9 @@ def quad_normals(corners: Tensor) -> Tensor:
 
 def material_terms(feats: Tensor, target: Tensor, grid: Grid) -> dict[str, Tensor]:
     """feats, target (N, 6) in [-1, 1]."""
-    owner = grid.coords[:, 0].long()
-    return {"l1": object_mean((feats - target).abs(), owner, len(grid.lengths))}
+    owner, error = grid.coords[:, 0].long(), feats - target
+    count = len(grid.lengths)
+    return {"l1": object_mean(error.abs(), owner, count), "l2": object_mean(error.square(), owner, count)}
 
 
 @contextmanager

@@ -545,7 +545,9 @@ def inlaid_glyph(rng: Rng) -> list[Part]:
     """A letter or digit, standing, its front and back of another material but for a rim."""
     strokes = _strokes(rng)
     rim, face = ((metal, plain, wood)[rng.integers(3)](rng) for _ in range(2))
-    thick, deep = rng.uniform(0.19, 0.26), rng.uniform(0.16, 0.35)
+    wide = rng.uniform(0.9, 1.3)
+    strokes = [points * (wide, 1) for points in strokes]
+    thick, deep = rng.uniform(0.18, 0.3), rng.uniform(0.16, 0.5)
     edge, raised = thick * rng.uniform(0.12, 0.22), rng.uniform(0.01, 0.03)
     parts = []
     for points in strokes:
@@ -1114,8 +1116,8 @@ def bird(rng: Rng) -> list[Part]:
     leg = rng.uniform(0.15, 0.35) if rng.random() < 0.4 else 0.0
     z = height * 0.9 + leg
     parts = [Part(ball((width, length, height), (0, 0, z)), coat)]
-    head = rng.uniform(0.17, 0.25)
-    hy, hz = -length * rng.uniform(0.5, 0.75), z + height * 0.6 + head * rng.uniform(0.5, 0.9)
+    head = rng.uniform(0.17, 0.26)
+    hy, hz = -length * rng.uniform(0.45, 0.75), z + height * 0.6 + head * rng.uniform(0.5, 1.3)
     parts.append(Part(rod((0, -length * 0.35, z), (0, hy, hz), width * 0.65, head * 0.75), coat))
     parts.append(Part(ball((head, head, head), (0, hy, hz)), coat))
     beak = rng.uniform(0.1, 0.2)
@@ -1131,8 +1133,8 @@ def bird(rng: Rng) -> list[Part]:
         if leg:
             parts.append(Part(rod((s * width * 0.4, 0, 0), (s * width * 0.4, 0, z), 0.035), horn))
             parts.append(Part(cushion((0.14, 0.22, 0.05), (s * width * 0.4, -0.05, 0.025)), horn))
-    tip = (0, length * rng.uniform(1.1, 1.3), z + rng.uniform(0.05, 0.3))
-    parts.append(Part(rod((0, length * 0.6, z), tip, height * 0.5, height * rng.uniform(0.1, 0.3)), coat))
+    tip = (0, length * rng.uniform(1.0, 1.3), z + rng.uniform(0.05, 0.3))
+    parts.append(Part(rod((0, length * 0.6, z), tip, height * 0.5, height * rng.uniform(0.1, 0.5)), coat))
     return parts
 
 
@@ -1363,5 +1365,5 @@ HELD_OUT = ("teapot", "rocket")
 SEEN = tuple(name for name in FAMILIES if name not in HELD_OUT)
 TESTED = tuple(name for name in SEEN if name not in ("bird", "inlaid_glyph"))
 """Those of the list of test objects, which was there before the others."""
-WEIGHTS = {"assembly": 3.0, "glyph": 2.0, "chair": 2.0}
+WEIGHTS = {"assembly": 3.0, "chair": 2.0, "inlaid_glyph": 3.0, "bird": 2.5}
 """How often families are drawn, against 1."""

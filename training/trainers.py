@@ -235,7 +235,7 @@ class TextureVae(VoxelVae):
             z, kl = self.latents(truth.attrs, truth.grid, batch)
             feats, _ = losses.decode_guided(decoder, z, truth.steps)
         terms = {**losses.material_terms(feats, truth.attrs, truth.grid), "kl": kl}
-        loss = terms["l1"] + self.weight("kl", 1e-6) * kl
+        loss = terms[self.args.get("loss_type", "l1")] + self.weight("kl", 1e-6) * kl
         if "readers" in self.models:
             terms["coarse"] = self._coarse(seen, truth)
             loss = loss + self.weight("coarse", 0.0) * terms["coarse"]
@@ -463,8 +463,10 @@ def build_objective(config: Mapping[str, Any], folder: Path | None, seed: int | 
     aside = sorted(args.keys() & LEFT_ASIDE)
     if aside:
         logger.info("%s: left aside: %s", name, ", ".join(aside))
-    if kind is TextureVae and (float(args.get("lambda_render", 0)) > 0 or args.get("loss_type", "l1") != "l1"):
-        raise ValueError("PbrVaeTrainer trains on the l1 of voxels alone: set lambda_render to 0 and loss_type to l1.")
+    if kind is TextureVae and (
+        float(args.get("lambda_render", 0)) > 0 or args.get("loss_type", "l1") not in ("l1", "l2")
+    ):
+        raise ValueError("PbrVaeTrainer trains on voxels alone: set lambda_render to 0 and loss_type to l1 or l2.")
     networks = build_networks(config["models"], seed)
     dataset = config["dataset"]
     if kind is not Flows:

@@ -159,9 +159,10 @@ def test_unknown_names_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             build_objective({**SHAPE, "trainer": {**SHAPE["trainer"], **change}}, None, seed=None)
-    trainer = {**TEXTURE["trainer"], "args": {**VAE_TRAINER, "lambda_render": 1.0}}
-    with pytest.raises(ValueError, match="lambda_render"):
-        build_objective({**TEXTURE, "trainer": trainer}, None, seed=None)
+    for change in ({"lambda_render": 1.0}, {"loss_type": "l3"}):
+        trainer = {**TEXTURE["trainer"], "args": {**VAE_TRAINER, **change}}
+        with pytest.raises(ValueError, match="voxels alone"):
+            build_objective({**TEXTURE, "trainer": trainer}, None, seed=None)
 
 
 def test_our_networks_fit_their_budget() -> None:

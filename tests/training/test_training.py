@@ -124,6 +124,17 @@ def test_learns_one_batch(name: str, count: int, share: float, objects: Path, la
     assert sum(losses[-5:]) / 5 < share * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_loss_type_of_materials(kind: str, objects: Path) -> None:
+    config = toys.config("texture_vae")
+    config["trainer"]["args"].update(loss_type=kind, lambda_coarse=0.0, lambda_kl=0.0)
+    run = started(config, objects)
+    batches = Batches(run, Pool(objects, run.objective.load, run.shards(), 100, len(toys.OBJECTS)))
+    terms = run.train_step(next(batches))
+    batches.close()
+    assert float(terms["loss"]) == float(terms[kind]) > 0
+
+
 def test_starts_from_published_files(latents: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
     """finetune_ckpt names the file of a network, with the keys that it is published with."""
     config = toys.config("flows")
