@@ -46,6 +46,7 @@ from .data import (
     truth,
 )
 from .encode import Encoders, load_network
+from .export import favour_voxels
 from .metrics import Metrics, compare
 from .objects import make
 from .sheets import looks, sheet
@@ -71,6 +72,7 @@ class Reconstruction:
     def __init__(self, vae: Path, device: torch.device) -> None:
         self.encoders = Encoders(vae, device)
         self.shape = load_network(vae / "shape_vae.safetensors", "decoder").to(device)
+        favour_voxels(self.shape.named_parameters())
         self.texture = load_network(vae / "texture_vae.safetensors", "decoder").to(device)
 
     def __call__(self, sample: Sample) -> Asset:

@@ -24,7 +24,7 @@ import trellis2.pipeline
 from tests.training import toys
 from training.data import COARSE, build, collate, join
 from training.encode import Encoders, encode
-from training.export import RUNS, export
+from training.export import RUNS, VOXEL_BIAS, export
 from training.losses import decode_guided
 from training.optim import MuonAdamW
 from training.train import Batches, Pool, Run, main, read_average
@@ -268,6 +268,10 @@ def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path, monkeypatc
     cells = torch.nn.functional.pad(Latents.load(latents / "0000000.npz").coords.int(), (1, 0))
     monkeypatch.setattr(trellis2.pipeline, "structure_grid", lambda logits, side: Grid(cells))
     shape = pipeline.checkpoint.models["shape_slat_decoder"]
+    trained, _ = read_average(vaes / "shape_vae.safetensors")
+    for name, bias in shape.named_parameters():
+        if name.endswith("to_subdiv.bias"):
+            assert torch.allclose(bias.float(), trained[f"decoder.{name}"] + VOXEL_BIAS, atol=2e-3)
     for block in shape.modules():
         if hasattr(block, "to_subdiv"):
             block.to_subdiv.bias.fill_(5.0)
