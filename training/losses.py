@@ -168,11 +168,11 @@ def quad_normals(corners: Tensor) -> Tensor:
     return F.normalize(torch.linalg.cross(c - a, d - b, dim=-1), dim=-1, eps=1e-6)
 
 
-def material_terms(feats: Tensor, target: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """feats, target (N, 6) in [-1, 1]."""
-    owner, error = grid.coords[:, 0].long(), feats - target
-    count = len(grid.lengths)
-    return {"l1": object_mean(error.abs(), owner, count), "l2": object_mean(error.square(), owner, count)}
+def material_error(feats: Tensor, target: Tensor, grid: Grid, kind: str) -> Tensor:
+    """feats, target (N, 6) in [-1, 1]; kind "l1" or "l2": absolute or squared."""
+    error = feats - target
+    each = error.abs() if kind == "l1" else error.square()
+    return object_mean(each, grid.coords[:, 0].long(), len(grid.lengths))
 
 
 @contextmanager

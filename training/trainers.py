@@ -234,8 +234,9 @@ class TextureVae(VoxelVae):
         with losses.outputs_of((DownBlock, UpBlock), self.models) as seen:
             z, kl = self.latents(truth.attrs, truth.grid, batch)
             feats, _ = losses.decode_guided(decoder, z, truth.steps)
-        terms = {**losses.material_terms(feats, truth.attrs, truth.grid), "kl": kl}
-        loss = terms[self.args.get("loss_type", "l1")] + self.weight("kl", 1e-6) * kl
+        kind = self.args.get("loss_type", "l1")
+        terms = {kind: losses.material_error(feats, truth.attrs, truth.grid, kind), "kl": kl}
+        loss = terms[kind] + self.weight("kl", 1e-6) * kl
         if "readers" in self.models:
             terms["coarse"] = self._coarse(seen, truth)
             loss = loss + self.weight("coarse", 0.0) * terms["coarse"]
@@ -248,7 +249,7 @@ class TextureVae(VoxelVae):
         # The encoder goes from fine to coarse; the decoder's last resolution is that of the material itself.
         for reader, feats, (mean, step) in zip(self.models["readers"], seen, means[::-1] + means[1:], strict=False):
             feats = F.layer_norm(feats.float(), feats.shape[-1:])
-            total = total + losses.material_terms(reader(feats), mean, step.coarse)["l1"]
+            total = total + losses.material_error(reader(feats), mean, step.coarse, "l1")
         return total
 
 

@@ -161,7 +161,7 @@ def test_unknown_names_are_refused() -> None:
             build_objective({**SHAPE, "trainer": {**SHAPE["trainer"], **change}}, None, seed=None)
     for change in ({"lambda_render": 1.0}, {"loss_type": "l3"}):
         trainer = {**TEXTURE["trainer"], "args": {**VAE_TRAINER, **change}}
-        with pytest.raises(ValueError, match="voxels alone"):
+        with pytest.raises(ValueError, match="lambda_render"):
             build_objective({**TEXTURE, "trainer": trainer}, None, seed=None)
 
 

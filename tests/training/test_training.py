@@ -101,10 +101,14 @@ def steps(run: Run, count: int) -> Run:
 
 
 def losses_of(run: Run, count: int) -> list[float]:
+    return [float(terms["loss"]) for terms in terms_of(run, count)]
+
+
+def terms_of(run: Run, count: int) -> list[dict[str, torch.Tensor]]:
     batches = Batches(run, Pool(run.data, run.objective.load, run.shards(), 100, len(toys.OBJECTS)))
-    losses = [float(run.train_step(next(batches))["loss"]) for _ in range(count)]
+    terms = [run.train_step(next(batches)) for _ in range(count)]
     batches.close()
-    return losses
+    return terms
 
 
 def folder_of(name: str, objects: Path, latents: Path) -> Path:
@@ -128,10 +132,7 @@ def test_learns_one_batch(name: str, count: int, share: float, objects: Path, la
 def test_loss_type_of_materials(kind: str, objects: Path) -> None:
     config = toys.config("texture_vae")
     config["trainer"]["args"].update(loss_type=kind, lambda_coarse=0.0, lambda_kl=0.0)
-    run = started(config, objects)
-    batches = Batches(run, Pool(objects, run.objective.load, run.shards(), 100, len(toys.OBJECTS)))
-    terms = run.train_step(next(batches))
-    batches.close()
+    (terms,) = terms_of(started(config, objects), 1)
     assert float(terms["loss"]) == float(terms[kind]) > 0
 
 
