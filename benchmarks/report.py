@@ -108,6 +108,8 @@ def section(results: dict[str, Any]) -> str:
     notes = sorted({note for run in theirs.values() for note in run.get("deviations", [])})
     if notes:
         lines += ["The original was measured with these differences: " + "; ".join(notes) + ".", ""]
+    for note in (run["note"] for run in ours.values() if "note" in run):
+        lines += [note, ""]
     return "\n".join(lines)
 
 
