@@ -1,8 +1,9 @@
 """Write a checkpoint in the published layout from the averages of the four runs.
 
-    python -m training.export --runs FOLDER --out weights/embedded [--facts FILE]
+    python -m training.export --runs FOLDER [FOLDER ...] --out weights/embedded [--facts FILE]
 
-FOLDER holds structure_vae.safetensors, shape_vae.safetensors, texture_vae.safetensors and flows.safetensors.
+The folders hold structure_vae.safetensors, shape_vae.safetensors, texture_vae.safetensors and flows.safetensors. Where
+several hold the same one, the mean of their weights is taken ("Model soups", Wortsman et al. 2022).
 facts: JSON with what the model card says about training and metrics, see ``card``.
 """
 
@@ -47,12 +48,13 @@ VOXEL_BIAS = 1.0
 """Added to what the shape decoder says for a child of a voxel: see ``favour_voxels``."""
 
 
-def export(runs: Mapping[str, Path], out: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Write the checkpoint. runs: averages by the names of ``RUNS``. facts: for the model card, which needs them.
+def export(runs: Mapping[str, Sequence[Path]], out: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write the checkpoint. runs: files with averages, by the names of ``RUNS``; of several, the mean. facts: for the
+    model card, which needs them.
 
-    Raises KeyError where a run or a network is missing.
+    Raises FileNotFoundError where a run has no file, KeyError where a network is missing.
     """
-    loaded = {name: read_average(runs[name]) for name in RUNS}
+    loaded = {name: mean_of(runs[name]) for name in RUNS}
     configs = {name: json.loads(metadata["config"])["models"] for name, (_, metadata) in loaded.items()}
     (out / "ckpts").mkdir(parents=True, exist_ok=True)
     normalization = json.loads(loaded["flows"][1]["normalization"])
@@ -72,6 +74,18 @@ def export(runs: Mapping[str, Path], out: Path, facts: Mapping[str, Any] | None 
     _write_json(out / "pipeline.json", pipeline(paths, normalization))
     if facts is not None:
         (out / "README.md").write_text(card(facts, size(out)), encoding="utf-8")
+
+
+def mean_of(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``read_average`` gives, as the mean of those files that exist; the metadata of the last one.
+
+    Raises FileNotFoundError where none does.
+    """
+    found = [read_average(path) for path in paths if path.is_file()]
+    if not found:
+        raise FileNotFoundError(paths[0])
+    mean = {name: torch.stack([state[name] for state, _ in found]).mean(0) for name in found[0][0]}
+    return mean, found[-1][1]
 
 
 def favour_voxels(tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -171,12 +185,12 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="training.export", description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True, nargs="+", metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--facts", type=Path)
     args = parser.parse_args(argv)
     facts = None if args.facts is None else json.loads(args.facts.read_text(encoding="utf-8"))
-    export({name: args.runs / f"{name}.safetensors" for name in RUNS}, args.out, facts)
+    export({name: [folder / f"{name}.safetensors" for folder in args.runs] for name in RUNS}, args.out, facts)
     sys.stdout.write(f"{args.out}: {size(args.out):.1f} MB\n")
 
 

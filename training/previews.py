@@ -96,7 +96,7 @@ def _generated(run: Run, items: Sequence[Any], vae: Path) -> list[list[Image.Ima
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run.save_average(folder / "flows.safetensors")
-        paths = {k: (folder if k == "flows" else vae) / f"{k}.safetensors" for k in RUNS}
+        paths = {k: [(folder if k == "flows" else vae) / f"{k}.safetensors"] for k in RUNS}
         export(paths, folder / "checkpoint")
         pipeline = Pipeline.from_pretrained(folder / "checkpoint", device=run.device)
         for item in items:

@@ -24,7 +24,7 @@ import trellis2.pipeline
 from tests.training import toys
 from training.data import COARSE, build, collate, join
 from training.encode import Encoders, encode
-from training.export import RUNS, VOXEL_BIAS, export
+from training.export import RUNS, VOXEL_BIAS, export, mean_of
 from training.losses import decode_guided
 from training.optim import MuonAdamW
 from training.train import Batches, Pool, Run, main, read_average
@@ -252,7 +252,7 @@ def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path, monkeypatc
     run = steps(started(config, latents), 1)
     config["models"]["structure"]["args"]["resolution"] = 8  # toys train on 2^3; the weights are the same
     run.save_average(tmp_path / "flows.safetensors")
-    paths = {name: (tmp_path if name == "flows" else vaes) / f"{name}.safetensors" for name in RUNS}
+    paths = {name: [(tmp_path if name == "flows" else vaes) / f"{name}.safetensors"] for name in RUNS}
     objects = {"seen": 8, "held_out": 2}
     facts = {"cost": "nothing", "steps": {"flows": 1}, "objects": objects, "metrics": [], "limits": ["A toy."]}
     export(paths, tmp_path / "checkpoint", facts)
@@ -279,6 +279,17 @@ def test_exported_toy_runs(vaes: Path, latents: Path, tmp_path: Path, monkeypatc
     asset = pipeline.generate(image, GenerateOptions(pipeline_type="512")).asset
     assert len(asset.material.coords) == len(cells) * 16**3
     assert asset.material.attrs.isfinite().all()
+
+
+def test_mean_of_runs(tmp_path: Path) -> None:
+    values = torch.arange(6.0).view(2, 3)
+    for name, factor in (("a", 1), ("b", 3)):
+        save_file({"w": (values * factor).half()}, tmp_path / name, metadata={"step": name})
+    state, metadata = mean_of([tmp_path / "a", tmp_path / "none", tmp_path / "b"])
+    assert torch.equal(state["w"], 2 * values)
+    assert metadata["step"] == "b"
+    with pytest.raises(FileNotFoundError, match="none"):
+        mean_of([tmp_path / "none"])
 
 
 def test_flow_latents_are_kept(latents: Path) -> None:
