@@ -46,8 +46,12 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, sample: Sample) -> Latents:
-        cells = cells_of(sample.coords.to(self.device), sample.resolution, self.side)
-        structure, _ = self.structure(occupancy(cells[None], self.side))
+        place = sample.coords.to(self.device)
+        both = [place]
+        if sample.resolution == COARSE:
+            both.append(torch.cat([sample.resolution - 1 - place[:, :1], place[:, 1:]], dim=1))
+        cells = torch.stack([cells_of(coords, sample.resolution, self.side) for coords in both])
+        structure, _ = self.structure(occupancy(cells, self.side))
         coords = torch.empty(0, 3)
         shape, texture = (torch.empty(0, network.config.latent_channels) for network in (self.shape, self.texture))
         if sample.resolution != COARSE:
@@ -61,6 +65,7 @@ class Encoders:
             sample.resolution,
             coords.to(torch.uint8).cpu(),
             structure[0].half().cpu(),
+            structure[1:].half().cpu(),
             shape.half().cpu(),
             texture.half().cpu(),
             sample.pictures,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class Latents:
     """An object as the flows see it.
 
     coords (n, 3) uint8; structure (C, r, r, r), shape and texture (n, C) float16, as the encoders gave them; pictures
-    (V, S, S, 3) and maps (V, M, M, 7) uint8, see ``Sample``. Without coords, only the structure is known.
+    (V, S, S, 3) and maps (V, M, M, 7) uint8, see ``Sample``. Without coords, only the structure is known, and mirrored
+    (1, C, r, r, r) is that of the mirrored object; else it is empty.
     """
 
     family: str
@@ -58,10 +59,21 @@ class Latents:
     resolution: int
     coords: Tensor
     structure: Tensor
+    mirrored: Tensor
     shape: Tensor
     texture: Tensor
     pictures: Tensor
     maps: Tensor
+
+    def one_view(self, generator: torch.Generator) -> Latents:
+        """With one of the pictures; half of those that can be are mirrored at the plane x = 0, picture and all."""
+        k = int(torch.randint(len(self.pictures), (1,), generator=generator))
+        pictures, maps = self.pictures[k : k + 1], self.maps[k : k + 1]
+        if not len(self.mirrored) or float(torch.rand(1, generator=generator)) < 0.5:
+            return replace(self, pictures=pictures, maps=maps)
+        maps = maps.flip(2)
+        maps[..., 0] = (maps[..., 6].int() - maps[..., 0]).clamp(min=0).to(torch.uint8)  # x where covered becomes 1 - x
+        return replace(self, structure=self.mirrored[0], pictures=pictures.flip(2), maps=maps)
 
     def save(self, path: Path) -> None:
         """Write to a file, which appears when it is whole."""
@@ -78,7 +90,7 @@ class Latents:
         return cls(str(arrays["family"]), int(arrays["seed"]), int(arrays["resolution"]), **tensors)
 
 
-_LATENTS = ("coords", "structure", "shape", "texture", "pictures", "maps")
+_LATENTS = ("coords", "structure", "mirrored", "shape", "texture", "pictures", "maps")
 
 
 @dataclass(frozen=True)
@@ -324,8 +336,7 @@ class Flows(Objective):
         return Latents.load(path)
 
     def prepare(self, items: Sequence[Latents], generators: Sequence[torch.Generator]) -> FlowBatch:
-        pairs = list(zip(items, generators, strict=True))
-        views = [int(torch.randint(len(item.pictures), (1,), generator=g)) for item, g in pairs]
+        items = [item.one_view(g) for item, g in zip(items, generators, strict=True)]
         chance = float(self.args.get("p_uncond", 0.1))
         dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < chance
         whole = [k for k, item in enumerate(items) if len(item.coords)]
@@ -343,8 +354,8 @@ class Flows(Objective):
             times[name] = drawn if name == "structure" else drawn[whole]
             noise[name] = _rows_noise([len(r) for r in rows], rows[0].shape[1], generators)
         return FlowBatch(
-            torch.stack([item.pictures[k] for item, k in zip(items, views, strict=True)]),
-            torch.stack([item.maps[k] for item, k in zip(items, views, strict=True)]),
+            torch.cat([item.pictures for item in items]),
+            torch.cat([item.maps for item in items]),
             torch.tensor([item.resolution > 512 for item in items]),
             dropped,
             torch.tensor(whole, dtype=torch.int64),

@@ -14,18 +14,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+import training.data
 import training.train
 import trellis2.pipeline
 from tests.training import toys
-from training.data import COARSE, build, collate, join
+from training.data import COARSE, build, collate, draw_view, join
 from training.encode import Encoders, encode
 from training.export import RUNS, VOXEL_BIAS, export, mean_of
 from training.losses import decode_guided
+from training.objects import Thing, make
 from training.optim import MuonAdamW
 from training.train import Batches, Pool, Run, main, read_average
 from training.trainers import Latents, build_networks
@@ -327,6 +330,31 @@ def test_coarse_objects_are_encoded_to_their_structure(vaes: Path) -> None:
     assert latents.structure.any()
     assert len(latents.coords) == len(latents.shape) == len(latents.texture) == 0
     assert latents.shape.shape[1] == latents.texture.shape[1] == 8
+
+
+def test_coarse_objects_are_mirrored_at_times(vaes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Structure, picture and its map are then those of the object on the other side of x = 0, seen from there."""
+    view = replace(draw_view(np.random.default_rng(1)), light=0)
+    latents = Encoders(vaes, CPU)(build("mug", 3, COARSE, [view], with_splits=False))
+    draws = [latents.one_view(torch.Generator().manual_seed(seed)) for seed in range(20)]
+    as_drawn, mirrored = [], []
+    for draw in draws:
+        (as_drawn if torch.equal(draw.structure, latents.structure) else mirrored).append(draw)
+    assert 5 <= len(mirrored) <= 15
+    assert all(torch.equal(draw.pictures, latents.pictures) for draw in as_drawn)
+
+    def other(family: str, seed: int) -> Thing:
+        thing = make(family, seed)
+        parts = [replace(part, solid=part.solid.mirrored()) for part in thing.parts]
+        return replace(thing, parts=parts, shift=thing.shift * (-1, 1, 1))
+
+    monkeypatch.setattr(training.data, "make", other)
+    truth = Encoders(vaes, CPU)(build("mug", 3, COARSE, [replace(view, yaw=-view.yaw)], with_splits=False))
+    given = mirrored[0]
+    assert (given.structure - truth.structure).abs().mean() < 0.02 * latents.structure.abs().mean()
+    assert (given.structure - latents.structure).abs().mean() > 0.1 * latents.structure.abs().mean()
+    place, before, expected = (draw.maps[0, ..., [0, 1, 2, 6]].float() for draw in (given, latents, truth))
+    assert (place - expected).abs().mean() < 0.1 * (before - expected).abs().mean()
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
