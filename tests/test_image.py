@@ -22,6 +22,7 @@ from trellis2.errors import InputError
 from trellis2.image import MAX_BYTES, open_image, prepare
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+EXAMPLES = Path(__file__).parents[1] / "assets" / "example_image"
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -528,6 +529,17 @@ def test_plain_backgrounds(kind: str, size: int) -> None:
     matte = separate(jpeg)
     assert intersection_over_union(matte.alpha, mask) >= 0.97
     assert np.abs(matte.alpha - mask).mean() < 0.005
+    assert matte.warnings == ()
+
+
+def test_the_dark_shadow_that_an_object_stands_in_is_no_part_of_it() -> None:
+    """The yellow duck on grey paper: its lowest tenth is yellow."""
+    matte = separate(open_image(EXAMPLES / "duck.jpg"))
+    rows, columns = np.nonzero(matte.alpha > 0.8)
+    assert 0.14 < len(rows) / matte.alpha.size < 0.16
+    lowest = rows > rows.max() - 0.1 * np.ptp(rows)
+    colour = matte.colour[rows[lowest], columns[lowest]]
+    assert (np.ptp(colour, axis=1) < 60).mean() < 0.05
     assert matte.warnings == ()
 
 

@@ -185,10 +185,15 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="training.export", description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, required=True, nargs="+", metavar="FOLDER")
+    parser.add_argument(
+        "--runs", type=Path, required=True, nargs="+", metavar="FOLDER", help="of a run in several of them, the mean"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--facts", type=Path)
     args = parser.parse_args(argv)
+    for folder in args.runs:
+        if not folder.is_dir():
+            parser.error(f"{folder} is not a folder")
     facts = None if args.facts is None else json.loads(args.facts.read_text(encoding="utf-8"))
     export({name: [folder / f"{name}.safetensors" for folder in args.runs] for name in RUNS}, args.out, facts)
     sys.stdout.write(f"{args.out}: {size(args.out):.1f} MB\n")

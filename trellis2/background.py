@@ -26,7 +26,9 @@ _GRABCUT_ROUNDS = 3
 _SEED = 20
 # Smallest standard deviations of a backdrop in CIE L*, a*, b*: below them lies the noise of 8 bits and of JPEG.
 _NOISE_FLOOR = np.array([1.5, 1.2, 1.2], np.float32)
-_SHADOW_SLOPE = 2.5  # CIE Lab units per pixel
+_SOFT_SLOPE = 2.5  # CIE Lab units per pixel
+# The dark middle of a shadow is steeper; it has the backdrop's hue (CIE a*, b*) and is so few pixels away.
+_SHADOW_SLOPE, _SHADOW_HUE, _SHADOW_STEP = 5.0, 6.0, 12
 _SAME, _ALIKE, _DIFFERENT = 3.0, 5.0, 9.0  # distances to the backdrop in standard deviations
 
 
@@ -101,13 +103,28 @@ def _smooth_reach(lab: Array, start: Array) -> Array:
     """What can be reached from ``start`` without crossing an edge: soft shadows on the backdrop."""
     soft = cv2.GaussianBlur(lab, (0, 0), 1.0)
     slopes = [cv2.Sobel(soft, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1))]
-    calm = (np.linalg.norm(np.concatenate(slopes, axis=-1), axis=-1) < _SHADOW_SLOPE) | start
+    slope = np.linalg.norm(np.concatenate(slopes, axis=-1), axis=-1)
+    calm = (slope < _SOFT_SLOPE) | start
     # Narrow passages are leaks into the object where its colour happens to be that of the shadow.
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
     wide = cv2.erode(calm.astype(np.uint8), kernel)
     _, labels = cv2.connectedComponents(wide, connectivity=4)
     reached = np.isin(labels, np.unique(labels[start & (wide > 0)])) & (wide > 0)
-    return np.asarray(cv2.dilate(reached.astype(np.uint8), kernel).astype(bool) & calm)
+    reached = cv2.dilate(reached.astype(np.uint8), kernel).astype(bool) & calm
+    shadow = reached | ((slope < _SHADOW_SLOPE) & _shaded(lab, start))
+    for _ in range(_SHADOW_STEP):
+        reached = cv2.dilate(reached.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & shadow
+    return np.asarray(reached)
+
+
+def _shaded(lab: Array, backdrop: Array) -> Array:
+    """Where (H, W) the colour could be that of the region ``backdrop`` in less light."""
+    if not backdrop.any():
+        return backdrop
+    usual = np.median(lab[backdrop], axis=0)
+    # Less light scales L* + 16, a* and b* alike: all three are linear in cube roots.
+    expected = usual[1:] * (lab[..., :1] + 16) / (usual[0] + 16)
+    return np.asarray((lab[..., 0] < usual[0]) & (np.linalg.norm(lab[..., 1:] - expected, axis=-1) < _SHADOW_HUE))
 
 
 def _see_through(distance: Array, outside: Array) -> Array:
