@@ -100,7 +100,8 @@ def _joined_to_border(region: Array) -> Array:
 
 
 def _smooth_reach(lab: Array, start: Array) -> Array:
-    """What can be reached from ``start`` without crossing an edge: soft shadows on the backdrop."""
+    """What can be reached from ``start`` without crossing an edge: soft shadows on the backdrop, and then their dark
+    middles."""
     soft = cv2.GaussianBlur(lab, (0, 0), 1.0)
     slopes = [cv2.Sobel(soft, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1))]
     slope = np.linalg.norm(np.concatenate(slopes, axis=-1), axis=-1)
