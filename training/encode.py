@@ -46,12 +46,11 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, sample: Sample) -> Latents:
-        place = sample.coords.to(self.device)
-        both = [place]
+        cells = cells_of(sample.coords.to(self.device), sample.resolution, self.side)
+        filled = occupancy(cells[None], self.side)
         if sample.resolution == COARSE:
-            both.append(torch.cat([sample.resolution - 1 - place[:, :1], place[:, 1:]], dim=1))
-        cells = torch.stack([cells_of(coords, sample.resolution, self.side) for coords in both])
-        structure, _ = self.structure(occupancy(cells, self.side))
+            filled = torch.cat([filled, filled.flip(2)])
+        structure, _ = self.structure(filled)
         coords = torch.empty(0, 3)
         shape, texture = (torch.empty(0, network.config.latent_channels) for network in (self.shape, self.texture))
         if sample.resolution != COARSE:

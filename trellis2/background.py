@@ -112,10 +112,8 @@ def _smooth_reach(lab: Array, start: Array) -> Array:
     _, labels = cv2.connectedComponents(wide, connectivity=4)
     reached = np.isin(labels, np.unique(labels[start & (wide > 0)])) & (wide > 0)
     reached = cv2.dilate(reached.astype(np.uint8), kernel).astype(bool) & calm
-    shadow = reached | ((slope < _SHADOW_SLOPE) & _shaded(lab, start))
-    for _ in range(_SHADOW_STEP):
-        reached = cv2.dilate(reached.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & shadow
-    return np.asarray(reached)
+    shadow = (slope < _SHADOW_SLOPE) & _shaded(lab, start)
+    return np.asarray(ndimage.binary_dilation(reached, np.ones((3, 3)), iterations=_SHADOW_STEP, mask=shadow))
 
 
 def _shaded(lab: Array, backdrop: Array) -> Array:
