@@ -54,9 +54,12 @@ def separate(image: Image.Image) -> Matte:
     small = cv2.resize(colour, small_size, interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     distance, busy = _distance_to_backdrop(lab)
-    mask = _without_specks(_segment(small, lab, distance, busy))
+    outside = _joined_to_border(distance < _SAME)
+    reach = _smooth_reach(lab, outside)
+    trimap = _seeds_by_colour(lab) if busy else _seeds_by_distance(distance, outside, reach)
+    mask = _without_specks(_segment(small, trimap))
     alpha, clean = _soften(colour, mask)
-    return Matte(alpha, clean, _doubts(mask, lab, distance, busy))
+    return Matte(alpha, clean, _doubts(mask, distance, reach, busy))
 
 
 def _border(height: int, width: int, share: float = 0.025) -> Array:
@@ -144,9 +147,8 @@ def _see_through(distance: Array, outside: Array) -> Array:
     return holes
 
 
-def _segment(small: Array, lab: Array, distance: Array, busy: bool) -> Array:
-    """(H, W) uint8, 1 where the object is."""
-    trimap = _seeds_by_colour(lab) if busy else _seeds_by_distance(lab, distance)
+def _segment(small: Array, trimap: Array) -> Array:
+    """(H, W) uint8, 1 where the object is; ``trimap`` is changed."""
     found = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
     if not found.any():
         return found.astype(np.uint8)
@@ -155,11 +157,10 @@ def _segment(small: Array, lab: Array, distance: Array, busy: bool) -> Array:
     return ((trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)).astype(np.uint8)
 
 
-def _seeds_by_distance(lab: Array, distance: Array) -> Array:
-    """GrabCut's mask (H, W) uint8 for a plain backdrop."""
-    outside = _joined_to_border(distance < _SAME)
+def _seeds_by_distance(distance: Array, outside: Array, reach: Array) -> Array:
+    """GrabCut's mask (H, W) uint8 for a plain backdrop. reach: see ``_smooth_reach``, from ``outside`` on."""
     sure = outside | _see_through(distance, outside)
-    shadow = _smooth_reach(lab, outside) & ~sure
+    shadow = reach & ~sure
     trimap = np.full(distance.shape, cv2.GC_PR_FGD, np.uint8)
     trimap[(distance < _ALIKE) | shadow] = cv2.GC_PR_BGD
     core = cv2.erode((~sure & ~shadow).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
@@ -236,14 +237,13 @@ def _soften(colour: Array, mask: Array) -> tuple[Array, Array]:
     return alpha, np.clip(clean + 0.5, 0, 255).astype(np.uint8)
 
 
-def _doubts(mask: Array, lab: Array, distance: Array, busy: bool) -> tuple[str, ...]:
+def _doubts(mask: Array, distance: Array, reach: Array, busy: bool) -> tuple[str, ...]:
     """One sentence with every reason to distrust ``mask`` (H, W), or nothing."""
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     areas = np.sort(stats[1:, cv2.CC_STAT_AREA])[::-1]
     cover = float(mask.mean())
     inside = mask > 0
-    outside = _joined_to_border(distance < _SAME)
-    shadow = _smooth_reach(lab, outside) & ~inside & (distance > _DIFFERENT)
+    shadow = reach & ~inside & (distance > _DIFFERENT)
     contrary = (inside & (distance < _SAME)) | (~inside & ~shadow & (distance > _DIFFERENT))
     contrary &= cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) == 0  # blended pixels
     edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
